@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pool and score tensors: native where it can be, the reference where not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import _native, reference
+from .checks import STATE_DTYPES, check_device, check_score_inputs, check_spans, check_tensor
+from .reference import ScoreOutput
+
+if TYPE_CHECKING:
+    from .prepared import PreparedScorer
+
+
+def pool(
+    states: Tensor,
+    spans: Tensor | None = None,
+    *,
+    offsets: Tensor | None = None,
+    pooling: str = "mean",
+    gate: Tensor | None = None,
+) -> Tensor:
+    """One row per candidate from the states of its tokens.
+
+    states:  [M, T, d] padded or [T, d] packed; any strides as long as d is contiguous.
+    spans:   [M, 2] int64, the half-open range of each candidate's tokens: within its own row when padded, within the
+             whole buffer when packed.
+    offsets: [M + 1] int64, instead of spans: candidate m has the tokens offsets[m] .. offsets[m + 1] - 1; packed only.
+    pooling: ``last``, ``mean`` or ``gated``; gate: [d + 1] float32, the gate's weight then its bias.
+
+    Returns [M, d] float32 (float64 for float64 states); a candidate without tokens is a row of NaN, which
+    :func:`score` takes out of its list. Raises TypeError or ValueError naming the argument; on CUDA a span outside
+    the states is not an error but a row of NaN, because looking would wait for the device.
+    """
+    if (spans is None) == (offsets is None):
+        raise TypeError("pool: wants either spans or offsets")
+    if offsets is not None:
+        check_tensor("pool", "offsets", offsets, ("M + 1",), (torch.int64,))
+        if len(offsets) == 0 or states.dim() != 2:
+            raise ValueError(f"pool: offsets [M + 1] go with packed states [T, d], got states {list(states.shape)}")
+        spans = offsets.unfold(0, 2, 1)
+    assert spans is not None
+    if _native.serves(states, gate):
+        return torch.ops.srr_fast.pool(states, spans, pooling, gate)
+    _check_pool_inputs("pool", states, spans, pooling, gate)
+    return reference.pool(states, spans, pooling, gate)
+
+
+def pool_update_(
+    acc: Tensor,
+    weight: Tensor,
+    states: Tensor,
+    spans: Tensor,
+    *,
+    pooling: str = "mean",
+    gate: Tensor | None = None,
+) -> None:
+    """Add tokens to a running pool, in place; ``acc / weight[:, None]`` is the pooled state so far.
+
+    acc: [M, d] float32 and weight: [M] float32, both zero before the first update. states, spans, pooling and gate as
+    in :func:`pool`. A candidate whose span is empty is left alone.
+    """
+    if _native.serves(states, gate, acc):
+        torch.ops.srr_fast.pool_update_(acc, weight, states, spans, pooling, gate)
+        return
+    M = _check_pool_inputs("pool_update_", states, spans, pooling, gate)
+    dtype = reference.accumulation_dtype(states.dtype)
+    check_tensor("pool_update_", "acc", acc, (M, states.shape[-1]), (dtype,))
+    check_tensor("pool_update_", "weight", weight, (M,), (dtype,))
+    check_device("pool_update_", "acc", acc, states.device)
+    check_device("pool_update_", "weight", weight, states.device)
+    reference.pool_update_(acc, weight, states, spans, pooling, gate)
+
+
+def score(inst: Tensor, resp: Tensor, scorer: PreparedScorer, offsets: Tensor | None = None) -> ScoreOutput:
+    """Score candidates with a prepared ranker; the form that ``torch.compile`` traces as one graph.
+
+    inst: [B, d], resp: [M, d], offsets: [B + 1] int64 or None for equal lists, as in :meth:`SafetyRanker.score`.
+    Inputs that need gradients get them, from the reference.
+    """
+    if scorer.packed is not None and _native.serves(inst, resp):
+        return ScoreOutput(*torch.ops.srr_fast.score(inst, resp, offsets, scorer.packed, *scorer.shape))
+    config = scorer.config
+    check_score_inputs(inst, resp, offsets, config.state_size)
+    out = reference.score(
+        inst,
+        resp,
+        scorer.weights,
+        heads=config.num_heads,
+        layers=config.num_layers,
+        scope=config.scope,
+        temperature=config.temperature,
+        norm_first=config.norm_first,
+        offsets=offsets,
+    )
+    return out
+
+
+def _check_pool_inputs(op: str, states: Tensor, spans: Tensor, pooling: str, gate: Tensor | None) -> int:
+    """Check what the native ops check for themselves; returns M."""
+    padded = isinstance(states, Tensor) and states.dim() == 3
+    check_tensor(op, "states", states, ("M", "T", "d") if padded else ("T", "d"), STATE_DTYPES)
+    check_tensor(op, "spans", spans, (states.shape[0] if padded else "M", 2), (torch.int64,))
+    check_device(op, "spans", spans, states.device)
+    if pooling not in reference.POOLINGS:
+        raise ValueError(f"{op}: pooling must be one of {reference.POOLINGS}, got {pooling!r}")
+    if (gate is not None) != (pooling == "gated"):
+        raise ValueError(f"{op}: gate goes with pooling='gated' and only with it, got pooling={pooling!r}")
+    if gate is not None:
+        check_tensor(op, "gate", gate, (states.shape[-1] + 1,), (torch.float32, torch.float64))
+        check_device(op, "gate", gate, states.device)
+    if states.device.type == "cpu":
+        check_spans(op, spans, states.shape[-2])
+    return len(spans)

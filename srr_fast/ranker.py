@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainable ranker and its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint, reference
+from .checks import check_score_inputs
+from .config import RankerConfig
+from .reference import ScoreOutput
+
+if TYPE_CHECKING:
+    from .prepared import PreparedScorer
+
+
+class Calibration(NamedTuple):
+    """``safety = sigmoid(slope * score + intercept)``."""
+
+    slope: float
+    intercept: float
+
+
+class SafetyRanker(nn.Module):
+    """Ranks pooled candidate states against a pooled instruction; differentiable, the reference for every kernel.
+
+    config:            the shape, :class:`RankerConfig`.
+    calibration:       maps scores to a safety in [0, 1]; a probability only for ``scope="pair"``.
+    model_id:          the language model whose states it reads; model_fingerprint: see :func:`fingerprint.of_model`.
+    metrics:           plain JSON values to keep with the checkpoint.
+
+    Parameters carry the names of the checkpoint: ``projection.*``, ``encoder.layers.*`` as in
+    ``torch.nn.TransformerEncoder``, and ``gate.*`` for gated pooling.
+    """
+
+    def __init__(
+        self,
+        config: RankerConfig,
+        *,
+        calibration: Calibration | None = None,
+        model_id: str | None = None,
+        model_fingerprint: str | None = None,
+        metrics: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(config, RankerConfig):
+            raise TypeError(f"SafetyRanker: config must be a RankerConfig, got {type(config).__name__}")
+        self.config = config
+        self.calibration = None if calibration is None else Calibration(*calibration)
+        self.model_id = model_id
+        self.model_fingerprint = model_fingerprint
+        self.metrics = dict(metrics or {})
+        self.projection = nn.Linear(config.state_size, config.proj_dim)
+        # Holds the parameters only: the arithmetic is reference.score's.
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(
+                config.proj_dim,
+                config.num_heads,
+                config.ffn_dim or 4 * config.proj_dim,
+                config.dropout,
+                activation="gelu",
+                batch_first=True,
+                norm_first=config.norm_first,
+            ),
+            config.num_layers,
+            enable_nested_tensor=False,
+        )
+        if config.pooling == "gated":
+            self.gate = nn.Linear(config.state_size, 1)
+
+    def gate_vector(self) -> Tensor | None:
+        """[d + 1] gate weight then bias, as :func:`srr_fast.pool` takes it; None unless pooling is ``gated``."""
+        if self.config.pooling != "gated":
+            return None
+        return torch.cat([self.gate.weight[0], self.gate.bias])
+
+    def score(self, inst: Tensor, resp: Tensor, offsets: Tensor | None = None) -> ScoreOutput:
+        """Score M candidates of B prompts.
+
+        inst:    [B, d] pooled instructions. resp: [M, d] pooled candidates, list after list.
+        offsets: [B + 1] int64, list b is ``resp[offsets[b]:offsets[b + 1]]``; None: equal lists.
+
+        Returns :class:`ScoreOutput`. Raises TypeError or ValueError naming the argument.
+        """
+        check_score_inputs(inst, resp, offsets, self.config.state_size)
+        return reference.score(
+            inst,
+            resp,
+            dict(self.named_parameters()),
+            heads=self.config.num_heads,
+            layers=self.config.num_layers,
+            scope=self.config.scope,
+            temperature=self.config.temperature,
+            norm_first=self.config.norm_first,
+            dropout=self.config.dropout if self.training else 0.0,
+            offsets=offsets,
+        )
+
+    forward = score
+
+    def safety(self, scores: Tensor) -> Tensor | None:
+        """Calibrated safety of each score, 0 for a candidate that is out; None for a ranker without calibration."""
+        if self.calibration is None:
+            return None
+        return reference.calibrate(scores, *self.calibration)
+
+    def prepare(
+        self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> PreparedScorer:
+        """An immutable fast scorer with a copy of the weights, packed once.
+
+        device: default, the parameters' own. dtype of the packed matrices: float32, or bfloat16, which halves their
+        bytes and rounds them. States may be float32, float16 or bfloat16 with either.
+        """
+        from .prepared import PreparedScorer
+
+        return PreparedScorer(self, device, dtype)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json``, ``model.safetensors`` and a model card; existing ones are replaced one by one."""
+        checkpoint.save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path, *, revision: str | None = None) -> SafetyRanker:
+        """Load a ranker from a local folder or a Hugging Face repository, in eval mode.
+
+        Raises FileNotFoundError for a missing file, ValueError for a checkpoint that is damaged, of another format
+        version, or not exactly what its config says.
+        """
+        return checkpoint.load(path_or_hub_id, revision)
+
+    def extra_repr(self) -> str:
+        return repr(self.config)
