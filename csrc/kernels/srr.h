@@ -101,7 +101,7 @@ struct PackedMatrix {
 // One encoder layer of a packed ranker. Vectors are fp32 and padded to panels.
 // Heads are padded too: head i of q, k or v occupies columns [i * E, i * E + p / heads), E = RankerLayout::head_padded().
 struct PackedLayer {
-  PackedMatrix qkv;   // [p, 3 * heads * E]: all of q, then k, then v. q is pre-scaled by 1 / sqrt(p / heads)
+  PackedMatrix qkv;   // [p, 3 * heads * E]: all of q, then k, then v; q is not scaled
   PackedMatrix out;   // [heads * E, p]
   PackedMatrix ffn1;  // [p, ffn]
   PackedMatrix ffn2;  // [ffn, p]
