@@ -56,9 +56,23 @@ py::dict build_info() {
   return info;
 }
 
+// torch's exceptions as Python's own, without the C++ stack in their text.
+void translate(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const c10::TypeError& e) {
+    py::set_error(PyExc_TypeError, e.what_without_backtrace());
+  } catch (const c10::ValueError& e) {
+    py::set_error(PyExc_ValueError, e.what_without_backtrace());
+  } catch (const c10::Error& e) {
+    py::set_error(PyExc_RuntimeError, e.what_without_backtrace());
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  py::register_local_exception_translator(translate);
   m.def("build_info", build_info, "What this extension was built with and which kernels it holds.");
   m.def(
       "select_cpu_isa",
