@@ -37,7 +37,7 @@ def native_build() -> dict[str, object]:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    class OptionalBuild(BuildExtension):  # type: ignore[misc]
+    class OptionalBuild(BuildExtension):
         """A failed compilation leaves a package without extension, and a note that says why."""
 
         def run(self) -> None:

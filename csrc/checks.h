@@ -33,8 +33,8 @@ class Args {
     TORCH_CHECK_TYPE(dtype_known, op_, ": ", name, " must be ", wanted(dims, dtypes), ", got ", describe(t));
     TORCH_CHECK_VALUE(t.layout() == at::kStrided, op_, ": ", name, " must be a strided tensor, got layout ",
                       t.layout());
-    TORCH_CHECK_VALUE(t.dim() == static_cast<int64_t>(dims.size()), op_, ": ", name, " must be ",
-                      wanted(dims, dtypes), ", got ", describe(t));
+    TORCH_CHECK_VALUE(t.dim() == static_cast<int64_t>(dims.size()), op_, ": ", name, " must be ", wanted(dims, dtypes),
+                      ", got ", describe(t));
     TORCH_CHECK_VALUE(!(t.requires_grad() && at::GradMode::is_enabled()), op_, ": ", name,
                       " requires a gradient, which the native op does not compute; wanted a detached tensor, "
                       "torch.no_grad(), or the differentiable srr_fast.reference");
@@ -97,14 +97,22 @@ class Args {
 
   static std::string dtype_name(at::ScalarType dtype) {
     switch (dtype) {
-      case at::kFloat: return "float32";
-      case at::kHalf: return "float16";
-      case at::kBFloat16: return "bfloat16";
-      case at::kDouble: return "float64";
-      case at::kLong: return "int64";
-      case at::kInt: return "int32";
-      case at::kByte: return "uint8";
-      default: return c10::toString(dtype);
+      case at::kFloat:
+        return "float32";
+      case at::kHalf:
+        return "float16";
+      case at::kBFloat16:
+        return "bfloat16";
+      case at::kDouble:
+        return "float64";
+      case at::kLong:
+        return "int64";
+      case at::kInt:
+        return "int32";
+      case at::kByte:
+        return "uint8";
+      default:
+        return c10::toString(dtype);
     }
   }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python module srr_fast._C: what was built, packing, and the prepared scorer. Decides nothing.
-#include <torch/csrc/utils/pybind.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include "ops.h"
 

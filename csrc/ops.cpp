@@ -221,8 +221,7 @@ void check_lists(const char* op, Args& args, const at::Tensor& inst, const Optio
                       " bytes for states of width d=", *d, ", got ", *bytes);
   }
   if (!offsets && B && M)
-    TORCH_CHECK_VALUE(*B ? *M % *B == 0 : *M == 0, op, ": offsets=None wants M divisible by B, got M=", *M,
-                      ", B=", *B);
+    TORCH_CHECK_VALUE(*B ? *M % *B == 0 : *M == 0, op, ": offsets=None wants M divisible by B, got M=", *M, ", B=", *B);
 }
 
 void check_out(Args& args, const ScoreResult& out) {
@@ -418,12 +417,12 @@ TORCH_LIBRARY(srr_fast, m) {
         ") -> (Tensor scores, Tensor probs, Tensor best)");
 }
 
-#define SRR_REGISTER(key)                          \
-  TORCH_LIBRARY_IMPL(srr_fast, key, m) {           \
-    m.impl("pool", srr_fast::pool);                \
+#define SRR_REGISTER(key)                           \
+  TORCH_LIBRARY_IMPL(srr_fast, key, m) {            \
+    m.impl("pool", srr_fast::pool);                 \
     m.impl("pool_update_", srr_fast::pool_update_); \
-    m.impl("score", srr_fast::score_op);           \
-    m.impl("rank", srr_fast::rank_op);             \
+    m.impl("score", srr_fast::score_op);            \
+    m.impl("rank", srr_fast::rank_op);              \
   }
 SRR_REGISTER(CPU)
 SRR_REGISTER(Meta)

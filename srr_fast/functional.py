@@ -74,7 +74,7 @@ def pool_update_(
     check_device("pool_update_", "acc", acc, states.device)
     check_device("pool_update_", "weight", weight, states.device)
     for name, written in (("acc", acc), ("weight", weight)):
-        if written.stride(-1) != 1 and written.shape[-1] > 1 or 0 in written.stride():
+        if (written.stride(-1) != 1 and written.shape[-1] > 1) or 0 in written.stride():
             raise ValueError(
                 f"pool_update_: {name} must be contiguous in its last dimension and not overlap itself, "
                 f"got strides {written.stride()}"

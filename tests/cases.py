@@ -65,7 +65,12 @@ SCORE_CASES = [
     ScoreCase("pre-LN", (11, 4), 64, {"num_layers": 2, "norm_first": True}),
     ScoreCase("ffn = 50", (6,), 64, {"ffn_dim": 50}),
     ScoreCase("pair", (3, 0, 17, 1), 64, {"scope": "pair"}),
-    ScoreCase("pair, pre-LN, 2 layers, 4 heads", (8, 40), 96, {"scope": "pair", "norm_first": True, "num_layers": 2, "num_heads": 4}),
+    ScoreCase(
+        "pair, pre-LN, 2 layers, 4 heads",
+        (8, 40),
+        96,
+        {"scope": "pair", "norm_first": True, "num_layers": 2, "num_heads": 4},
+    ),
     ScoreCase("small temperature", (12,), 64, {"temperature": 0.01}),
 ]
 

@@ -100,12 +100,12 @@ def test_ops_refuse_a_packed_ranker_of_another_shape():
         torch.ops.srr_fast.score(inst, resp, offsets, scorer.packed[:-64], *scorer.shape)
     with pytest.raises(ValueError, match="score: heads must divide"):
         torch.ops.srr_fast.score(inst, resp, offsets, scorer.packed, 24, 5, *scorer.shape[2:])
-    with pytest.raises(ValueError, match="score: p must be in 1 .. 512"):
+    with pytest.raises(ValueError, match=r"score: p must be in 1 \.\. 512"):
         torch.ops.srr_fast.score(inst, resp, offsets, scorer.packed, 513, *scorer.shape[1:])
     with pytest.raises(ValueError, match="scope must be 'list' or 'pair', got 'all'"):
         torch.ops.srr_fast.score(inst, resp, offsets, scorer.packed, *scorer.shape[:6], "all", 0.1)
+    shifted = torch.empty(len(scorer.packed) + 1, dtype=torch.uint8)[1:].copy_(scorer.packed)
     with pytest.raises(ValueError, match="64-byte aligned"):
-        shifted = torch.empty(len(scorer.packed) + 1, dtype=torch.uint8)[1:].copy_(scorer.packed)
         torch.ops.srr_fast.score(inst, resp, offsets, shifted, *scorer.shape)
 
 

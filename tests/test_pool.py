@@ -166,5 +166,5 @@ def test_errors_name_the_argument(change, error, words):
     ],
 )
 def test_update_refuses_what_it_cannot_write(acc, weight, error):
-    with pytest.raises(error, match="pool_update_: (acc|weight)"):
+    with pytest.raises(error, match=r"pool_update_: (acc|weight)"):
         srr_fast.pool_update_(acc, weight, **GOOD)

@@ -50,9 +50,7 @@ def test_gradients_match_finite_differences():
 
     def scores(inst, resp, *weights):
         kept = dict(zip(names, weights, strict=True))
-        out = reference.score(
-            inst, resp, kept, heads=2, layers=1, scope="list", temperature=0.1, offsets=offsets
-        )
+        out = reference.score(inst, resp, kept, heads=2, layers=1, scope="list", temperature=0.1, offsets=offsets)
         return out.scores, out.probs
 
     assert torch.autograd.gradcheck(scores, (inst.requires_grad_(), resp.requires_grad_(), *weights))

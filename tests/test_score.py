@@ -223,14 +223,13 @@ inst_, resp_, offsets_ = USUAL.inputs()
 @pytest.mark.parametrize("path", ["prepared", "functional", "ranker"])
 def test_errors_name_the_argument(path, change, error, words):
     ranker = USUAL.build()
-    given = {"inst": inst_, "resp": resp_, "offsets": offsets_, **change}
+    call = {
+        "prepared": ranker.prepare(),
+        "functional": lambda inst, resp, offsets: srr_fast.score(inst, resp, ranker.prepare(), offsets),
+        "ranker": ranker.score,
+    }[path]
     with pytest.raises(error) as caught:
-        if path == "prepared":
-            ranker.prepare()(given["inst"], given["resp"], given["offsets"])
-        elif path == "functional":
-            srr_fast.score(given["inst"], given["resp"], ranker.prepare(), given["offsets"])
-        else:
-            ranker.score(given["inst"], given["resp"], given["offsets"])
+        call(**{"inst": inst_, "resp": resp_, "offsets": offsets_, **change})
     for word in ["score", *words]:
         assert word.lower() in str(caught.value).lower()
 

@@ -24,10 +24,11 @@ struct Int {
 };
 
 // One tile: R rows times P panels over K rows of weights. Panel c starts at w + c * panel_stride, its row k is
-// k * row_stride further on. `add`: Y holds a partial sum already. Not inlined: the registers of the loop are all its own.
+// k * row_stride further on. `add`: Y holds a partial sum already. Not inlined: the registers of the loop are all its
+// own.
 template <int R, int P, class X>
-__attribute__((noinline)) void tile_f32(const X& x, int64_t row0, const float* w, int64_t panel_stride, int64_t row_stride,
-                         int64_t K, float* y, int64_t y_stride, bool add) {
+__attribute__((noinline)) void tile_f32(const X& x, int64_t row0, const float* w, int64_t panel_stride,
+                                        int64_t row_stride, int64_t K, float* y, int64_t y_stride, bool add) {
   const float* a[R];
   for (int r = 0; r < R; ++r) a[r] = row_at(x, row0 + r);
   F16 acc[R][P];
@@ -57,8 +58,8 @@ __attribute__((noinline)) void tile_f32(const X& x, int64_t row0, const float* w
 
 // The same with bfloat16 weights in interleaved pairs of rows.
 template <int R, int P, class X>
-__attribute__((noinline)) void tile_bf16(const X& x, int64_t row0, const uint16_t* w, int64_t panel_stride, int64_t K, float* y,
-                          int64_t y_stride, bool add) {
+__attribute__((noinline)) void tile_bf16(const X& x, int64_t row0, const uint16_t* w, int64_t panel_stride, int64_t K,
+                                         float* y, int64_t y_stride, bool add) {
   const float* a[R];
   for (int r = 0; r < R; ++r) a[r] = row_at(x, row0 + r);
   F16 acc[R][P];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU kernels compiled for AVX-512. Everything above the pragma stays baseline code.
+// The CPU kernels compiled for AVX-512. Everything above the target pragma stays baseline code.
 #include "isa.h"
 
 #if defined(__x86_64__)
@@ -11,11 +11,12 @@
 namespace srr {
 namespace avx512 {
 #include "simd.h"
-// clang-format off: order matters
+
 #include "gemm_cpu.h"
+
 #include "pool_cpu.h"
+
 #include "score_cpu.h"
-// clang-format on
 }  // namespace avx512
 const CpuKernels kAvx512{"avx512", avx512::pool, avx512::pool_update, avx512::score_workspace_bytes, avx512::score};
 }  // namespace srr

@@ -2,8 +2,8 @@
 // pool and pool_update_ on the CPU. A row's sum runs over its tokens in an order that depends on the span alone;
 // columns are independent, so work is cut by rows and by columns.
 
-constexpr int64_t kPoolColumns = 4096;          // columns summed together: their fp32 sums stay in the L1 cache
-constexpr int64_t kPoolTokens = 8;              // tokens read side by side
+constexpr int64_t kPoolColumns = 4096;           // columns summed together: their fp32 sums stay in the L1 cache
+constexpr int64_t kPoolTokens = 8;               // tokens read side by side
 constexpr int64_t kPoolWorkerBytes = 512 << 10;  // less than this per extra worker is not worth waking it
 
 struct Span {
@@ -132,8 +132,8 @@ inline void pool_update(const PoolUpdateParams& a, Threads threads) {
     using State = decltype(state);
     for_pieces<State>(a.in, threads, [&](int64_t row, Span s, const auto* x, int64_t column0, int64_t column1) {
       float* acc = a.acc + row * a.acc_stride + column0;
-      const float added = s.valid ? add_span<State>(a.in, x, s.stop - s.start, column0, column1, acc)
-                                  : __builtin_nanf("");
+      const float added =
+          s.valid ? add_span<State>(a.in, x, s.stop - s.start, column0, column1, acc) : __builtin_nanf("");
       if (column0 > 0) return;  // one piece of a row keeps its weight
       if (a.in.pooling == Pooling::kLast && added == 1)
         a.weight[row] = 1;

@@ -9,11 +9,11 @@
 
 struct ScorePlan {
   // Projection.
-  int64_t rows;          // B + M
-  int64_t slices;        // K-slices
-  int64_t row_group;     // rows of one projection item
+  int64_t rows;       // B + M
+  int64_t slices;     // K-slices
+  int64_t row_group;  // rows of one projection item
   int64_t row_groups;
-  int64_t workers;       // of the projection
+  int64_t workers;  // of the projection
   // Encoder. A chunk is a run of lists (or pairs) that are encoded together.
   int64_t chunk_rows;    // most rows of one chunk
   int64_t lanes;         // chunks in flight
@@ -24,13 +24,13 @@ struct ScorePlan {
   int64_t partial_at, block_at, chunk_at, tile_at, index_at, total_bytes;
 };
 
-constexpr int64_t kChunkRows = 48;        // what a chunk of short sequences grows to
-constexpr int64_t kTileRows = 4 * 6;      // rows that go through the feed-forward block together
-constexpr int64_t kQueryRows = 2 * 6;     // queries of one attention tile
-constexpr int64_t kRowGroup = 96;         // rows of one projection item
-constexpr int64_t kSliceColumns = 1024;   // K-slices are about this long, at most kMaxSlices of them
+constexpr int64_t kChunkRows = 48;       // what a chunk of short sequences grows to
+constexpr int64_t kTileRows = 4 * 6;     // rows that go through the feed-forward block together
+constexpr int64_t kQueryRows = 2 * 6;    // queries of one attention tile
+constexpr int64_t kRowGroup = 96;        // rows of one projection item
+constexpr int64_t kSliceColumns = 1024;  // K-slices are about this long, at most kMaxSlices of them
 constexpr int64_t kMaxSlices = 8;
-constexpr double kParallelFlop = 4e6;     // less than this per extra worker is not worth waking it
+constexpr double kParallelFlop = 4e6;  // less than this per extra worker is not worth waking it
 
 inline int64_t sequence_rows(const ScoreParams& a, int64_t list) {
   const int64_t N = a.list_begin(list + 1) - a.list_begin(list);
@@ -184,10 +184,10 @@ SRR_INLINE void layer_norm(const float* x, const float* weight, const float* bia
 
 // The buffers of one chunk and of one of its workers.
 struct ChunkBuffers {
-  float* x;      // [rows, p]
-  float* qkv;    // [rows, 3 heads E]
-  float* mixed;  // [rows, heads E]
-  float* keys;   // [heads][panels of 16 keys][E][16]: k, transposed
+  float* x;            // [rows, p]
+  float* qkv;          // [rows, 3 heads E]
+  float* mixed;        // [rows, heads E]
+  float* keys;         // [heads][panels of 16 keys][E][16]: k, transposed
   int64_t* candidate;  // [rows]: which candidate a row is, -1 for an instruction
   int64_t* begin;      // [sequences + 1]: first row of every sequence
 };
@@ -324,8 +324,7 @@ inline void encode_chunk(const ScoreParams& a, const ScorePlan& plan, const Chun
               [&](int64_t r0, int64_t r1, float* scratch) { encode_qkv(a, plan, layer, c, r0, r1, scratch); });
     for (int64_t s = 0; s < sequences; ++s) {
       const int64_t begin = c.begin[s], end = c.begin[s + 1];
-      for (int64_t head = 0; head < heads; ++head)
-        transpose_keys(plan, a.layout.head_padded(), head, c, begin, end);
+      for (int64_t head = 0; head < heads; ++head) transpose_keys(plan, a.layout.head_padded(), head, c, begin, end);
       for_tiles(end - begin, kQueryRows, [&](int64_t r0, int64_t r1, float* scratch) {
         for (int64_t head = 0; head < heads; ++head)
           attend(a, plan, head, c, begin, end, begin + r0, begin + r1, scratch);
@@ -410,7 +409,9 @@ inline int64_t fill_chunk(const ScoreParams& a, const ScorePlan& plan, const flo
   return sequences;
 }
 
-inline int64_t score_workspace_bytes(const ScoreParams& a, Threads threads) { return make_plan(a, threads).total_bytes; }
+inline int64_t score_workspace_bytes(const ScoreParams& a, Threads threads) {
+  return make_plan(a, threads).total_bytes;
+}
 
 inline void score(const ScoreParams& a, void* workspace, Threads threads) {
   const ScorePlan plan = make_plan(a, threads);

@@ -175,9 +175,7 @@ SRR_INLINE F16 round(F16 a) {
   const F16 magic = set1(12582912.0f);
   return (a + magic) - magic;
 }
-SRR_INLINE F16 scale_pow2(F16 x, F16 n) {
-  return x * from_bits((__builtin_convertvector(n.v, VecI) + 127) << 23);
-}
+SRR_INLINE F16 scale_pow2(F16 x, F16 n) { return x * from_bits((__builtin_convertvector(n.v, VecI) + 127) << 23); }
 SRR_INLINE F16 where_positive(F16 x, F16 a, F16 b) { return {x.v >= 0 ? a.v : b.v}; }
 
 #endif
@@ -274,9 +272,12 @@ SRR_INLINE void store_first(float* p, F16 a, int64_t n) {
 template <class Body>
 SRR_INLINE void with_state(DType dtype, Body&& body) {
   switch (dtype) {
-    case DType::kFloat32: return body(StateF32{});
-    case DType::kFloat16: return body(StateF16{});
-    case DType::kBFloat16: return body(StateBF16{});
+    case DType::kFloat32:
+      return body(StateF32{});
+    case DType::kFloat16:
+      return body(StateF16{});
+    case DType::kBFloat16:
+      return body(StateBF16{});
   }
 }
 
