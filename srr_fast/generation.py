@@ -171,7 +171,7 @@ class BestOfN:
             raise ValueError(f"BestOfN: n must be at least 1, got {n}")
         self._check_min_safety(min_safety)
         options = _Options(self.model, generate_kwargs)
-        options.check()
+        options.check(n)
         ids, mask = self._encode(prompts, options)
         if len(ids) == 0:
             return []
@@ -325,7 +325,13 @@ class _Options:
         eos = self["eos_token_id"]
         return [] if eos is None else [eos] if isinstance(eos, int) else torch.as_tensor(eos).reshape(-1).tolist()
 
-    def check(self) -> None:
+    @property
+    def do_sample(self) -> bool:
+        """True unless this call says otherwise: what the model's own config says does not matter."""
+        value = self.given.get("do_sample", getattr(self.passed, "do_sample", None))
+        return True if value is None else value
+
+    def check(self, n: int) -> None:
         for name, instead in UNKNOWN_HERE.items():
             if name in self.given:
                 raise ValueError(f"BestOfN: {name} cannot be passed: {instead}")
@@ -334,17 +340,18 @@ class _Options:
                 raise ValueError(f"BestOfN: {name}={self[name]!r} cannot be served: {instead}")
         if self["cache_implementation"] == "paged":
             raise ValueError("BestOfN: cache_implementation='paged' cannot be served; choose 'dynamic' or 'static'")
+        if not self.do_sample and n > 1:
+            raise ValueError(f"BestOfN: do_sample=False gives n={n} equal candidates; pass do_sample=True or n=1")
 
     def for_generate(self) -> dict[str, Any]:
         """A copy of the caller's options with what BestOfN needs; a GenerationConfig passed takes those in itself."""
         needed: dict[str, Any] = {
+            "do_sample": self.do_sample,
             "disable_compile": True,
             "return_dict_in_generate": False,
             "output_hidden_states": False,
             "output_attentions": False,
         }
-        if "do_sample" not in self.given and getattr(self.passed, "do_sample", None) is None:
-            needed["do_sample"] = True
         if self["pad_token_id"] is None and self.eos:
             needed["pad_token_id"] = self.eos[0]
         if self.passed is None:
