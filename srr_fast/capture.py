@@ -55,7 +55,8 @@ class Capture:
         self.prompt_length = P
         self.prompt_start = P - attention_mask.sum(1)
         self.lengths = torch.zeros(B * n, dtype=torch.int64, device=attention_mask.device)
-        self.spans = torch.tensor([[0, 1]], device=attention_mask.device).repeat(B * n, 1)  # [0, 0]: the row is finished
+        # Of a step's one token: [0, 1] while the row is alive, [0, 0] once it has finished.
+        self.spans = torch.tensor([[0, 1]], device=attention_mask.device).repeat(B * n, 1)
         self.length = P  # positions of the sequences so far
         self.seen = 0  # positions whose states have come
         self.seconds = 0.0

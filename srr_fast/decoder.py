@@ -42,7 +42,7 @@ def decoder_layers(model: PreTrainedModel, layers: Sequence[nn.Module] | None = 
             f"{type(model).__name__}: wants one list of {L} decoder blocks, found {outermost or 'none'}; "
             "pass the blocks as layers="
         )
-    return lists[outermost[0]]
+    return list(lists[outermost[0]])
 
 
 def layers_to_read(

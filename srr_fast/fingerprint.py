@@ -12,6 +12,9 @@ import torch
 from .decoder import decoder_layers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
     from transformers import PreTrainedModel
 
 CONFIG_FIELDS = (
@@ -26,18 +29,19 @@ SAMPLE = 16  # values read of every weight
 DIGITS = 16
 
 
-def of_model(model: PreTrainedModel) -> str:
+def of_model(model: PreTrainedModel, layers: Sequence[nn.Module] | None = None) -> str:
     """A hash of 16 hex digits of the weights that make a model's hidden states.
 
     Covers the shape of the text config and 16 evenly spaced values of each parameter of the decoder blocks, rounded to
     bfloat16: float32 and bfloat16 loads of the same weights agree. Embeddings and head are left out, so added tokens
     do not matter. Quantised weights and active adapters give another fingerprint, as they give other states.
+    layers: as in :func:`decoder.decoder_layers`.
 
     Raises ValueError when a weight is on the meta device (offloaded).
     """
     config = model.config.get_text_config(decoder=True)
     digest = hashlib.sha256(json.dumps([getattr(config, name, None) for name in CONFIG_FIELDS]).encode())
-    for layer in decoder_layers(model):
+    for layer in decoder_layers(model, layers):
         for name, weight in layer.named_parameters():
             if weight.is_meta:
                 raise ValueError(f"fingerprint: weight {name} is on the meta device, its values cannot be read")

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,8 @@ SERVED: dict[str, tuple[tuple[object, ...], str]] = {
     "custom_generate": ((None,), "BestOfN needs generate's own loop; leave it out"),
     "compile_config": ((None,), "states are pooled in uncompiled forwards; leave it out"),
 }
-# Options with no meaning here when the caller passes them; defaults of the model are overridden.
-UNKNOWN_HERE = {
+# Arguments of `generate` that BestOfN sets itself -> what to do instead.
+REFUSED = {
     "num_return_sequences": "pass n=",
     "inputs": "pass the prompts as the first argument",
     "input_ids": 'pass {"input_ids": ..., "attention_mask": ...} as the first argument',
@@ -141,7 +141,7 @@ class BestOfN:
         self.scorer = ranker.prepare(model.device)
         self.calibration = ranker.calibration
         if ranker.model_fingerprint is not None:
-            _warn_if_other_model(model, ranker)
+            _warn_if_other_model(model, ranker, layers)
 
     def generate(
         self,
@@ -195,10 +195,7 @@ class BestOfN:
         )
         tokens = [row[:length] for row, length in zip(generated, lengths, strict=True)]
         texts = self._decode(tokens)
-        candidates = [
-            Candidate(*fields, n_tokens=length)
-            for *fields, length in zip(texts, tokens, scores, probs, safety, lengths, strict=True)
-        ]
+        candidates = [Candidate(*fields) for fields in zip(texts, tokens, scores, probs, safety, lengths, strict=True)]
         return [
             _choose(candidates[i * n : (i + 1) * n], index, min_safety, fallback, timings)
             for i, index in enumerate(best)
@@ -230,14 +227,14 @@ class BestOfN:
             if not isinstance(prompt, str):
                 raise ValueError("BestOfN: messages want a tokenizer with a chat_template, this one has none")
             return tokenizer(prompt)["input_ids"]
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _decode(self, tokens: list[list[int]]) -> list[str | None]:
         if self.tokenizer is None:
             return [None] * len(tokens)
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+        return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
 
     def _sample(self, ids: Tensor, mask: Tensor, n: int, options: _Options) -> tuple[Capture, Tensor]:
         """Sequences [B * n, P + T] and the capture that pooled them."""
@@ -256,8 +253,13 @@ class BestOfN:
             else:
                 cache.batch_repeat_interleave(n)
                 ids, mask = ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-                kwargs |= {"past_key_values": cache, "num_return_sequences": 1, "prefill_chunk_size": None}
-            sequences = self.model.generate(
+                kwargs |= {
+                    "past_key_values": cache,
+                    "num_return_sequences": 1,
+                    "prefill_chunk_size": None,
+                    "cache_implementation": None,
+                }
+            sequences = cast("Any", self.model).generate(
                 ids,
                 attention_mask=mask,
                 stopping_criteria=capture.stopping_criteria(options.eos, criteria),
@@ -270,7 +272,8 @@ class BestOfN:
 
         Shared when ``generate`` would make a DynamicCache whose layers all keep every position, from token ids alone.
         """
-        model, P = self.model, ids.shape[1]
+        model: Any = self.model
+        P = ids.shape[1]
         config = model.config.get_text_config(decoder=True)
         takes = inspect.signature(model.forward).parameters
         if (
@@ -287,7 +290,7 @@ class BestOfN:
             return None
         position_ids = (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
         chunk = options["prefill_chunk_size"] or P
-        extra = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         with torch.no_grad():
             for low in range(0, P - 1, chunk):
                 high = min(low + chunk, P - 1)
@@ -332,7 +335,7 @@ class _Options:
         return True if value is None else value
 
     def check(self, n: int) -> None:
-        for name, instead in UNKNOWN_HERE.items():
+        for name, instead in REFUSED.items():
             if name in self.given:
                 raise ValueError(f"BestOfN: {name} cannot be passed: {instead}")
         for name, (served, instead) in SERVED.items():
@@ -367,12 +370,12 @@ def _choose(
     why = None
     if best < 0:
         why = "every candidate is out: no token to pool, or a state that is not finite"
-    elif min_safety is not None and candidates[best].safety < min_safety:
-        why = f"the best safety {candidates[best].safety:.4f} is below min_safety={min_safety}"
+    elif min_safety is not None and (safety := candidates[best].safety) is not None and safety < min_safety:
+        why = f"the best safety {safety:.4f} is below min_safety={min_safety}"
     if why is not None:
         return BestOfNResult(fallback, [], None, None, None, None, candidates, why, timings)
-    text, token_ids, score, prob, safety, _ = candidates[best]
-    return BestOfNResult(text, token_ids, best, score, prob, safety, candidates, None, timings)
+    one = candidates[best]
+    return BestOfNResult(one.text, one.token_ids, best, one.score, one.prob, one.safety, candidates, None, timings)
 
 
 def _listed(prompts: Any) -> list[Any]:
@@ -393,7 +396,7 @@ def _listed(prompts: Any) -> list[Any]:
 
 
 def _pad_left(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask [B, P]; what stands in the padding is never read."""
+    """Ids and mask [B, P]. Padding repeats the row's first id: logits processors that count ids meet none of others."""
     P = max(map(len, rows), default=0)
     for i, row in enumerate(rows):
         if not row:
@@ -421,9 +424,9 @@ def _check_tensors(inputs: Mapping[str, Tensor], options: _Options) -> tuple[Ten
     return ids, mask
 
 
-def _warn_if_other_model(model: PreTrainedModel, ranker: SafetyRanker) -> None:
+def _warn_if_other_model(model: PreTrainedModel, ranker: SafetyRanker, layers: Sequence[nn.Module] | None) -> None:
     try:
-        found = fingerprint.of_model(model)
+        found = fingerprint.of_model(model, layers)
     except ValueError as error:
         found = str(error)
     if found != ranker.model_fingerprint:

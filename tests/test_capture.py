@@ -131,7 +131,7 @@ class EndRowsWith(StoppingCriteria):
 
 def test_a_row_ended_by_another_criterion_is_pooled_like_one_ended_by_eos():
     model, (ids, mask) = tiny("llama"), prompts(0, 3)
-    by_eos, sequences = capture_generation(model, ids, mask, (2,), eos=[int(x) for x in EOS], max_new_tokens=10)
+    by_eos, _ = capture_generation(model, ids, mask, (2,), max_new_tokens=10)
     criteria = [EndRowsWith(token) for token in EOS]
     other, again = capture_generation(model, ids, mask, (2,), eos=None, others=criteria, max_new_tokens=10)
     assert torch.equal(by_eos.lengths, other.lengths)
@@ -149,7 +149,7 @@ def test_two_threads_on_one_model_do_not_see_each_other():
         try:
             for _ in range(4):
                 check(model, ids, mask, max_new_tokens=12)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failures.append(error)
 
     def plain():

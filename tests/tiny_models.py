@@ -44,7 +44,7 @@ ARCHITECTURES: dict[str, dict] = {
     "opt": COMMON | dict(ffn_dim=32, word_embed_proj_dim=WIDTH),
     "bloom": dict(vocab_size=VOCAB, hidden_size=WIDTH, n_layer=LAYERS, n_head=2),
     "falcon": dict(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2),
-    "mpt": dict(vocab_size=VOCAB, d_model=WIDTH, n_layers=LAYERS, n_heads=2, max_seq_len=128),
+    "mpt": dict(vocab_size=VOCAB, d_model=WIDTH, n_layers=LAYERS, n_heads=2, max_seq_len=128, use_cache=True),
     "stablelm": COMMON,
     "starcoder2": COMMON | SLIDING,
     "olmo2": COMMON,
@@ -74,7 +74,7 @@ def fresh(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTr
     return model.to(dtype).eval()
 
 
-WORDS = ["[PAD]", "[EOS]", "[UNK]", "<user>", "<assistant>", *(f"w{i}" for i in range(5, VOCAB))]
+WORDS = ["[PAD]", "[EOS]", "[UNK]", "<user>", "<assistant>", *(f"w{i}" for i in range(5, VOCAB - 1)), "abcdef"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}> {{ message.content }} {% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -82,7 +82,7 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """One token per word ``w5`` .. ``w63``."""
+    """One token per word ``w5`` .. ``w62``; ``abcdef`` is there for StopStringCriteria."""
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="[EOS]")
