@@ -35,7 +35,8 @@ class Capture:
 
     A prompt is pooled over its real tokens, once, whether its states come for B rows or for B * n equal ones. A
     candidate is pooled over its tokens up to, and without, the one that finished it: that one is EOS, or was sampled
-    last and has no state. Both are what the row gives when run alone and unpadded.
+    last and has no state. Both are what the row gives when run alone and unpadded, for a model that itself ignores
+    padding.
 
     The hooks answer only in the thread (context) that entered: other generations on the same model are not seen.
     Pass :meth:`stopping_criteria` to ``generate``; it is how the capture learns which rows are alive.

@@ -119,7 +119,7 @@ class BestOfN:
     ranker:    read once; later changes to it do not matter. Warns when its fingerprint is not the model's.
     layers:    the decoder blocks, for a model where :func:`srr_fast.decoder.decoder_layers` does not find them.
 
-    Holds no state between calls: several threads may generate at once. Raises TypeError or ValueError for a model or
+    Forwards run uncompiled. Holds no state between calls: several threads may generate at once. Raises TypeError or ValueError for a model or
     ranker that does not fit.
     """
 
