@@ -119,8 +119,8 @@ class BestOfN:
     ranker:    read once; later changes to it do not matter. Warns when its fingerprint is not the model's.
     layers:    the decoder blocks, for a model where :func:`srr_fast.decoder.decoder_layers` does not find them.
 
-    Forwards run uncompiled. Holds no state between calls: several threads may generate at once. Raises TypeError or ValueError for a model or
-    ranker that does not fit.
+    Forwards run uncompiled. Holds no state between calls: several threads may generate at once.
+    Raises TypeError or ValueError for a model or ranker that does not fit.
     """
 
     def __init__(
