@@ -20,7 +20,7 @@ if _forced == "reference":
     missing_reason = "SRR_FAST_BACKEND=reference"
 else:
     try:
-        from . import _C as extension  # type: ignore[no-redef]
+        from . import _C as extension
     except ImportError as error:
         missing_reason = str(error)
         if _forced == "native":

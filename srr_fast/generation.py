@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from . import fingerprint, functional, reference
+from . import fingerprint, reference
 from .capture import Capture
 from .checks import check_tensor
 from .decoder import layers_to_read
@@ -182,7 +182,7 @@ class BestOfN:
         lengths = capture.lengths.tolist()
         sampled = time.perf_counter()
         inst, resp = (pooled.to(self.model.device) for pooled in capture.pooled())
-        out = functional.score(inst, resp, self.scorer)
+        out = self.scorer(inst, resp)
         scores, probs, best = out.scores.tolist(), out.probs.tolist(), out.best.tolist()
         safety: list[float | None] = [None] * len(scores)
         if self.calibration is not None:

@@ -8,13 +8,14 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, LAYERS, WIDTH, fresh, tiny
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from srr_fast import reference
 from srr_fast.capture import Capture
 from srr_fast.decoder import decoder_layers
+
+from .tiny_models import ARCHITECTURES, LAYERS, WIDTH, fresh, tiny
 
 EOS = list(range(20))  # about every third token ends a row: lengths from 1 up
 N = 5

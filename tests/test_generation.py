@@ -8,7 +8,6 @@ import warnings
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, CHAT_TEMPLATE, WIDTH, fresh, tiny, tokenizer
 from transformers import DynamicCache, GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from srr_fast import fingerprint, reference
@@ -16,6 +15,8 @@ from srr_fast.config import RankerConfig
 from srr_fast.decoder import decoder_layers
 from srr_fast.generation import BestOfN
 from srr_fast.ranker import Calibration, SafetyRanker
+
+from .tiny_models import ARCHITECTURES, CHAT_TEMPLATE, WIDTH, fresh, tiny, tokenizer
 
 EOS = list(range(20))
 N = 5
