@@ -9,6 +9,8 @@ from types import ModuleType
 
 import torch
 
+from .env import build_note
+
 BACKENDS = ("native", "reference")
 _forced = os.environ.get("SRR_FAST_BACKEND") or None
 if _forced not in (None, *BACKENDS):
@@ -22,11 +24,11 @@ else:
     try:
         from . import _C as extension
     except ImportError as error:
-        missing_reason = str(error)
+        missing_reason = build_note() or str(error)
         if _forced == "native":
-            raise ImportError(f"SRR_FAST_BACKEND=native, but the extension cannot be loaded: {error}") from error
+            raise ImportError(f"SRR_FAST_BACKEND=native, but the extension cannot be loaded: {missing_reason}") from error
         warnings.warn(
-            f"srr_fast: no native extension, scoring runs on the PyTorch reference ({error}). "
+            f"srr_fast: no native extension, scoring runs on the PyTorch reference ({missing_reason}). "
             "`python -m srr_fast.env` says what was built; SRR_FAST_BACKEND=reference silences this.",
             RuntimeWarning,
             stacklevel=2,

@@ -51,8 +51,6 @@ def report() -> list[tuple[str, str]]:
         return rows
     if native.extension is None:
         rows.append(("native extension", f"not loaded: {native.missing_reason}"))
-        if build_note():
-            rows.append(("left out by the build", str(build_note())))
         rows.append(("cpu is served by", "the PyTorch reference"))
     else:
         info = native.extension.build_info()
