@@ -201,10 +201,10 @@ struct ScoreParams {
 
 // ---- launchers ------------------------------------------------------------------------------------------------
 
-// CPU. `workspace`: score_cpu_workspace_bytes(params), 64-byte aligned, contents ignored.
+// CPU. `workspace`: score_cpu_workspace_bytes() for the same params and threads, 64-byte aligned, contents ignored.
 void pool_cpu(const PoolParams& params, Threads threads);
 void pool_update_cpu(const PoolUpdateParams& params, Threads threads);
-int64_t score_cpu_workspace_bytes(const ScoreParams& params);
+int64_t score_cpu_workspace_bytes(const ScoreParams& params, Threads threads);
 void score_cpu(const ScoreParams& params, void* workspace, Threads threads);
 
 // The instruction sets this build holds and this machine runs, best first, as a null-terminated array of names.

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU kernels compiled for whatever every machine of the architecture has.
+#include "isa.h"
+
+namespace srr {
+namespace plain {
+// clang-format off: order matters
+#include "simd.h"
+#include "gemm_cpu.h"
+#include "pool_cpu.h"
+#include "score_cpu.h"
+// clang-format on
+}  // namespace plain
+const CpuKernels kPlain{"plain", plain::pool, plain::pool_update, plain::score_workspace_bytes, plain::score};
+}  // namespace srr
