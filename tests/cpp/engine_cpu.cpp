@@ -35,10 +35,11 @@ class CpuEngine : public Engine {
     pool_update_cpu(params, threads_of(attempt));
   }
   void score(const ScoreParams& params, int attempt) override {
-    const int64_t bytes = score_cpu_workspace_bytes(params);
+    const Threads threads = threads_of(attempt);
+    const int64_t bytes = score_cpu_workspace_bytes(params, threads);
     void* workspace = allocate(bytes);
     std::memset(workspace, 0xff, bytes);
-    score_cpu(params, workspace, threads_of(attempt));
+    score_cpu(params, workspace, threads);
     release(workspace);
   }
 

@@ -62,6 +62,13 @@ class CudaEngine : public Engine {
 }  // namespace
 
 std::vector<std::unique_ptr<Engine>> engines() {
+#if defined(SRR_TEST_DEVICE)
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::puts("skipped: no GPU, or no driver for it");
+    std::exit(77);
+  }
+#endif
   std::vector<std::unique_ptr<Engine>> all;
   all.push_back(std::make_unique<CudaEngine>());
   return all;
