@@ -54,7 +54,7 @@ constexpr PoolWidth kPoolWidths[] = {
     {64, "whole vectors, less than a warp's share"},
     {385, "whole shares and one column"},
     {1000, "eights, but no whole share"},
-    {4096, "a real width"},
+    {2100, "more than one share for every warp of a block"},
 };
 
 struct NamedPlacement {
@@ -88,8 +88,8 @@ inline std::vector<ScoreCase> score_cases() {
   // Shape: d, p, heads, ffn, layers, norm_first, bf16.
   constexpr Shape kSmall{64, 64, 1, 256, 1, false, false};
   return {
-      {"no candidate", kSmall, {0}, kList, kF32, {}, 0.1f, true},
-      {"one candidate: probability 1", kSmall, {1}, kList, kF32, {}, 0.1f, true},
+      {"no candidate", kSmall, {0}},
+      {"one candidate: probability 1", kSmall, {1}},
       {"two candidates", kSmall, {2}},
       {"three candidates and the instruction fill a tile of four", kSmall, {3}, kList, kF32, {}, 0.1f, true},
       {"a sequence of eight", kSmall, {7}},
@@ -102,7 +102,7 @@ inline std::vector<ScoreCase> score_cases() {
       {"equal lists", kSmall, {16, 16, 16, 16}},
 
       {"one state column", {1, 64, 1, 256, 1, false, false}, {5}},
-      {"seven state columns: no whole vector", {7, 64, 1, 256, 1, false, false}, {5}, kList, kF32, {}, 0.1f, true},
+      {"seven state columns: no whole vector", {7, 64, 1, 256, 1, false, false}, {5}},
       {"one column more than a block of weights", {129, 32, 2, 64, 1, false, false}, {5}, kList, kF16},
       {"a small model's width", {384, 64, 1, 256, 1, false, false}, {9}, kList, kB16},
       {"a width of no power of two", {1000, 64, 1, 256, 1, false, false}, {9}, kList, kF16},
@@ -112,11 +112,12 @@ inline std::vector<ScoreCase> score_cases() {
       {"one projected column: every cosine is 1 or -1", {64, 1, 1, 4, 0, false, false}, {9}},
       {"no encoder", {64, 64, 1, 256, 0, false, false}, {9, 4}, kList, kF32, {}, 0.1f, true},
       {"no encoder, pairs", {64, 64, 1, 256, 0, false, false}, {9, 4}, kPair},
+      {"few pairs, nine columns", {9, 9, 1, 9, 1, true, false}, {2, 1}, kPair, kF32, {}, 0.1f, true},
       {"heads of ten columns, padded to sixteen", {64, 30, 3, 120, 1, false, false}, {9, 2}, kList, kF32, {}, 0.1f, true},
       {"the same before its norms, twice", {64, 30, 3, 120, 2, true, false}, {9, 2}},
       {"heads of one column", {64, 8, 8, 32, 1, false, false}, {6}},
       {"heads of 48 columns: more than a warp, not two", {64, 96, 2, 384, 1, false, false}, {6}},
-      {"a hidden layer of odd width", {64, 32, 2, 77, 1, false, false}, {6}, kList, kF32, {}, 0.1f, true},
+      {"a hidden layer of odd width", {64, 32, 2, 77, 1, false, false}, {6}},
       {"a hidden layer wider than any chunk of it", {64, 32, 1, 1100, 1, true, false}, {6}},
       {"two layers, eight heads", {256, 128, 8, 512, 2, false, false}, {16}, kList, kB16},
       {"three layers, norms first", {256, 64, 4, 256, 3, true, false}, {16}},
@@ -124,16 +125,16 @@ inline std::vector<ScoreCase> score_cases() {
       {"the largest head", {128, 512, 1, 512, 1, true, false}, {5}},
       {"padded heads wider than any chunk of them", {64, 96, 48, 64, 1, false, false}, {5}},
 
-      {"pairs", kSmall, {9, 0, 4}, kPair, kF32, {}, 0.1f, true},
+      {"pairs", kSmall, {9, 0, 4}, kPair},
       {"pairs, norms first, three heads", {64, 30, 3, 120, 2, true, false}, {9, 33}, kPair, kB16},
 
-      {"bf16 weights", {384, 64, 4, 256, 1, false, true}, {9, 3}, kList, kB16, {}, 0.1f, true},
-      {"bf16 weights, all widths odd", {129, 35, 5, 77, 2, true, true}, {9}, kList, kF32},
+      {"bf16 weights", {384, 64, 4, 256, 1, false, true}, {9, 3}, kList, kB16},
+      {"bf16 weights, all widths odd", {129, 35, 5, 77, 2, true, true}, {9}, kList, kF32, {}, 0.1f, true},
       {"bf16 weights, pairs", {256, 48, 1, 192, 1, false, true}, {9}, kPair, kF16},
       {"bf16 weights, the largest ranker", {512, 512, 8, 2048, 1, false, true}, {4}, kList, kB16},
 
       {"strided states", {384, 64, 1, 256, 1, false, false}, {9}, kList, kF32, {0, 16}},
-      {"misaligned states, bf16", {384, 64, 1, 256, 1, false, false}, {9}, kList, kB16, {1, 0}, 0.1f, true},
+      {"misaligned states, bf16", {384, 64, 1, 256, 1, false, false}, {9}, kList, kB16, {1, 0}},
       {"misaligned and strided states, fp16", {384, 64, 1, 256, 1, false, false}, {9}, kList, kF16, {3, 5}},
       {"misaligned states, fp32", {1000, 64, 1, 256, 1, false, false}, {9}, kList, kF32, {1, 3}},
 

@@ -45,6 +45,11 @@ struct Slots {
   uint64_t even_odd[2][kWarp];
 };
 
+void begin_block(int64_t index, int64_t shared_bytes) {
+  block.index.x = static_cast<unsigned>(index);
+  std::memset(block.dynamic_shared, 0xff, shared_bytes);  // NaN, or -1: what a kernel must not read before it wrote it
+}
+
 }  // namespace
 
 #if defined(CUDA_ON_CPU_THREADS)
@@ -68,21 +73,32 @@ void sync_warp(unsigned mask, Site where) {
 
 namespace {
 
-// A thread that leaves no longer counts at barriers: a divergent one is not found here but with fibers.
-void run_block(int threads, void (*body)(const void*), const void* kernel) {
+void begin_block_on_threads(int64_t index, int threads, int64_t shared_bytes) {
+  begin_block(index, shared_bytes);
   machine.block_barrier = std::make_unique<std::barrier<>>(threads);
   machine.warp_barriers.clear();
   for (int w = 0; w < threads / kWarp; ++w) machine.warp_barriers.push_back(std::make_unique<std::barrier<>>(kWarp));
+}
+
+// A thread that leaves no longer counts at its block's barriers: divergence is found with fibers, not here.
+void run_blocks(int64_t grid, int threads, int64_t shared_bytes, void (*body)(const void*), const void* kernel) {
   machine.slots.resize(threads / kWarp);
   machine.votes.resize(threads);
+  std::barrier<> between_blocks(threads);
   std::vector<std::thread> running;
   for (int i = 0; i < threads; ++i) {
-    running.emplace_back([=] {
-      Thread thread{{static_cast<unsigned>(i), 0, 0}, i % kWarp, i / kWarp, 0};
+    running.emplace_back([=, &between_blocks] {
+      Thread thread{};
       self = &thread;
-      body(kernel);
-      machine.warp_barriers[thread.warp]->arrive_and_drop();
-      machine.block_barrier->arrive_and_drop();
+      for (int64_t index = 0; index < grid; ++index) {
+        if (i == 0) begin_block_on_threads(index, threads, shared_bytes);
+        between_blocks.arrive_and_wait();
+        thread = {{static_cast<unsigned>(i), 0, 0}, i % kWarp, i / kWarp, 0};
+        body(kernel);
+        machine.warp_barriers[thread.warp]->arrive_and_drop();
+        machine.block_barrier->arrive_and_drop();
+        between_blocks.arrive_and_wait();
+      }
     });
   }
   for (std::thread& thread : running) thread.join();
@@ -292,6 +308,13 @@ void run_block(int threads, void (*body)(const void*), const void* kernel) {
   }
 }
 
+void run_blocks(int64_t grid, int threads, int64_t shared_bytes, void (*body)(const void*), const void* kernel) {
+  for (int64_t index = 0; index < grid; ++index) {
+    begin_block(index, shared_bytes);
+    run_block(threads, body, kernel);
+  }
+}
+
 }  // namespace
 
 void sync_block(Site where) { wait(machine.block_barrier, where); }
@@ -330,11 +353,7 @@ int run_grid(int64_t grid, int threads, int64_t shared_bytes, void (*body)(const
   // Its own allocation of the very size, so that AddressSanitizer sees the ends.
   const std::unique_ptr<unsigned char[]> shared(new unsigned char[shared_bytes]);
   block = {{0, 0, 0}, {static_cast<unsigned>(threads), 1, 1}, {static_cast<unsigned>(grid), 1, 1}, shared.get()};
-  for (int64_t i = 0; i < grid; ++i) {
-    block.index.x = static_cast<unsigned>(i);
-    std::memset(shared.get(), 0xff, shared_bytes);  // NaN, or -1: what a kernel must not read before it wrote it
-    run_block(threads, body, kernel);
-  }
+  run_blocks(grid, threads, shared_bytes, body, kernel);
   return 0;
 }
 
