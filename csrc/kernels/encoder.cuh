@@ -19,15 +19,15 @@ static_assert(kLayerWarps == kTileRows, "a warp per row where a row is normalise
 struct LayerArgs {
   PackedLayer layer;
   const unsigned char* packed;
-  int64_t p, P;           // width, and padded to panels
-  int64_t heads, e, E;    // heads, width of one, and padded to panels
+  int64_t p, P;         // width, and padded to panels
+  int64_t heads, e, E;  // heads, width of one, and padded to panels
   int64_t ffn_padded;
   bool norm_first;
   const Slot* slots;
   int64_t slot_count;
-  SlotStates states;      // the layer's input
-  float* x;               // [slots, P]: its output
-  float* qkv;             // [slots, 3 * heads * E]
+  SlotStates states;  // the layer's input
+  float* x;           // [slots, P]: its output
+  float* qkv;         // [slots, 3 * heads * E]
 
   __device__ int64_t HE() const { return heads * E; }
   __device__ const float* vector(int64_t offset_bytes) const {

@@ -35,7 +35,8 @@ __global__ void __launch_bounds__(kListThreads) arrange_kernel(ScoreParams param
   SRR_DYNAMIC_SHARED(shared);
   const int64_t b = blockIdx.x, panels = params.layout.p_padded() / kPanel;
   bool valid = well_formed(params, b);
-  if (params.offsets) valid = highest_end_before(params, work, b, reinterpret_cast<int64_t*>(shared)) <= params.list_begin(b) && valid;
+  if (params.offsets)
+    valid = highest_end_before(params, work, b, reinterpret_cast<int64_t*>(shared)) <= params.list_begin(b) && valid;
   if (!valid || !row_is_finite(work, b, panels)) {  // the same in every thread
     if (threadIdx.x == 0) work.lists[b] = {0, 0, 0};
     return;
@@ -113,7 +114,8 @@ __global__ void __launch_bounds__(kListThreads) finish_kernel(ScoreParams params
   __syncthreads();  // the list's scores are written
 
   float highest = -INFINITY;
-  for (int64_t m = list.begin + threadIdx.x; m < list.end; m += kListThreads) highest = fmaxf(highest, params.scores[m]);
+  for (int64_t m = list.begin + threadIdx.x; m < list.end; m += kListThreads)
+    highest = fmaxf(highest, params.scores[m]);
   highest = block_reduce<Max>(highest, reinterpret_cast<float*>(shared));
   if (highest == -INFINITY) return;  // all are out
 

@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(kThreads) pool_tokens_kernel(TokenSpans in, Si
       for (int i = 0; i < Slice::kPerLane; ++i) sum[i] += x[i];
     }
 #pragma unroll
-    for (int i = 0; i < Slice::kPerLane; ++i) sums[warp_id() * Slice::kColumns + slice.column(i) - slice.first] = sum[i];
+    for (int i = 0; i < Slice::kPerLane; ++i)
+      sums[warp_id() * Slice::kColumns + slice.column(i) - slice.first] = sum[i];
   }
   __syncthreads();  // every warp's sums are in shared memory
 

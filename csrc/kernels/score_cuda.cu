@@ -20,7 +20,8 @@ bool supported(const ScoreParams& params) {
 cudaError_t encode_layer(const LayerArgs& args, bool bf16, cudaStream_t stream) {
   const int64_t tiles = ceil_div(args.slot_count, kTileRows);
   const int64_t tile_bytes = kTileRows * args.P * static_cast<int64_t>(sizeof(float));
-  cudaError_t error = launch(bf16 ? &qkv_kernel<true> : &qkv_kernel<false>, tiles, kLayerThreads, tile_bytes, stream, args);
+  cudaError_t error =
+      launch(bf16 ? &qkv_kernel<true> : &qkv_kernel<false>, tiles, kLayerThreads, tile_bytes, stream, args);
   if (error != cudaSuccess) return error;
 
   const int64_t spans = ceil_div(args.E, kWarp);
@@ -33,8 +34,8 @@ cudaError_t encode_layer(const LayerArgs& args, bool bf16, cudaStream_t stream) 
                  attention_shared_bytes(args.E), stream, args);
   if (error != cudaSuccess) return error;
 
-  return launch(bf16 ? &rest_kernel<true> : &rest_kernel<false>, tiles, kLayerThreads, rest_shared_bytes(args.P), stream,
-                args);
+  return launch(bf16 ? &rest_kernel<true> : &rest_kernel<false>, tiles, kLayerThreads, rest_shared_bytes(args.P),
+                stream, args);
 }
 
 cudaError_t run(const ScoreParams& params, void* workspace, cudaStream_t stream) {
@@ -46,8 +47,8 @@ cudaError_t run(const ScoreParams& params, void* workspace, cudaStream_t stream)
   const bool inst_aligned = is_aligned(params.inst.data, params.inst.stride, params.inst.dtype);
   const bool resp_aligned = is_aligned(params.resp.data, params.resp.stride, params.resp.dtype);
   cudaError_t error = launch(layout.bf16 ? &project_kernel<true> : &project_kernel<false>,
-                             ceil_div(work.rows, kTileRows) * (P / kPanel), kProjectThreads, kProjectSharedBytes, stream,
-                             params, work, inst_aligned, resp_aligned);
+                             ceil_div(work.rows, kTileRows) * (P / kPanel), kProjectThreads, kProjectSharedBytes,
+                             stream, params, work, inst_aligned, resp_aligned);
   if (error != cudaSuccess || params.M == 0) return error;
   error = launch(&arrange_kernel, params.B, kListThreads, kListSharedBytes, stream, params, work);
   if (error != cudaSuccess) return error;

@@ -43,7 +43,8 @@ struct Workspace {
     w.slot_count = params.scope == Scope::kList ? w.rows : 2 * params.M;
     w.groups = ceil_div(params.B, kListGroup);
     const auto take = [&](auto*& pointer, int64_t n) {
-      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(reinterpret_cast<uintptr_t>(base) + w.bytes);
+      pointer =
+          reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(reinterpret_cast<uintptr_t>(base) + w.bytes);
       w.bytes += round_up(n * static_cast<int64_t>(sizeof *pointer), 256);
     };
     take(w.projected, w.rows * layout.p_padded());

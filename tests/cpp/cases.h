@@ -30,16 +30,16 @@ struct Span {
 
 inline std::vector<Span> pool_spans() {
   return {
-      {0, kPoolTokens},      // all
-      {5, 5},                // none
-      {0, 1},                // the first token only
+      {0, kPoolTokens},                // all
+      {5, 5},                          // none
+      {0, 1},                          // the first token only
       {kPoolTokens - 1, kPoolTokens},  // the last token only
-      {3, 20},               // one more than a whole number of eights and of sixteens
-      {-1, 4},               // begins before the tokens
-      {2, kPoolTokens + 1},  // ends after them
-      {kPoolTokens, kPoolTokens},  // none, at the very end
-      {9, 6},                // ends before it begins
-      {6, 14},               // eight tokens
+      {3, 20},                         // one more than a whole number of eights and of sixteens
+      {-1, 4},                         // begins before the tokens
+      {2, kPoolTokens + 1},            // ends after them
+      {kPoolTokens, kPoolTokens},      // none, at the very end
+      {9, 6},                          // ends before it begins
+      {6, 14},                         // eight tokens
   };
 }
 
@@ -113,7 +113,14 @@ inline std::vector<ScoreCase> score_cases() {
       {"no encoder", {64, 64, 1, 256, 0, false, false}, {9, 4}, kList, kF32, {}, 0.1f, true},
       {"no encoder, pairs", {64, 64, 1, 256, 0, false, false}, {9, 4}, kPair},
       {"few pairs, nine columns", {9, 9, 1, 9, 1, true, false}, {2, 1}, kPair, kF32, {}, 0.1f, true},
-      {"heads of ten columns, padded to sixteen", {64, 30, 3, 120, 1, false, false}, {9, 2}, kList, kF32, {}, 0.1f, true},
+      {"heads of ten columns, padded to sixteen",
+       {64, 30, 3, 120, 1, false, false},
+       {9, 2},
+       kList,
+       kF32,
+       {},
+       0.1f,
+       true},
       {"the same before its norms, twice", {64, 30, 3, 120, 2, true, false}, {9, 2}},
       {"heads of one column", {64, 8, 8, 32, 1, false, false}, {6}},
       {"heads of 48 columns: more than a warp, not two", {64, 96, 2, 384, 1, false, false}, {6}},

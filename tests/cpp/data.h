@@ -205,8 +205,7 @@ struct Ranker {
                         w.out_proj_bias.data(), w.linear1_weight.data(), w.linear1_bias.data(), w.linear2_weight.data(),
                         w.linear2_bias.data(), w.norm1_weight.data(), w.norm1_bias.data(), w.norm2_weight.data(),
                         w.norm2_bias.data()});
-    pack_ranker(layout, weights.projection_weight.data(), weights.projection_bias.data(), layers.data(),
-                packed.data());
+    pack_ranker(layout, weights.projection_weight.data(), weights.projection_bias.data(), layers.data(), packed.data());
   }
 
   RankerLayout layout;

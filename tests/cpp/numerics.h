@@ -85,7 +85,8 @@ class Report {
   }
 
   int summary() const {
-    std::printf("largest error: %.0f %% of what is allowed\n%lld passed, %lld failed\n", 100 * worst_share_, passed_, failed_);
+    std::printf("largest error: %.0f %% of what is allowed\n%lld passed, %lld failed\n", 100 * worst_share_, passed_,
+                failed_);
     return failed_ == 0 ? 0 : 1;
   }
 

@@ -127,7 +127,10 @@ void test_pool_case(Engine& engine, Report& report, Pooling pooling, DType dtype
     for (const Span& span : spans) {
       const int64_t cut1 = std::min(span.start + 2, span.stop), cut2 = std::min(span.start + 13, span.stop);
       const bool usable = span.start >= 0 && span.start < span.stop;
-      parts.push_back(!usable ? span : part == 0 ? Span{span.start, cut1} : part == 1 ? Span{cut1, cut2} : Span{cut2, span.stop});
+      parts.push_back(!usable     ? span
+                      : part == 0 ? Span{span.start, cut1}
+                      : part == 1 ? Span{cut1, cut2}
+                                  : Span{cut2, span.stop});
     }
     input.set_spans(parts);
     engine.pool_update({input.in, acc.data(), d, weight.data()}, part);
@@ -180,11 +183,12 @@ struct ScoreOptions {
   Placement placement = {};
   float temperature = 0.1f;
   int attempt = 0;
-  bool equal_lists = false;             // leave the offsets out
-  std::vector<int64_t> offsets = {};    // instead of those of the sizes
+  bool equal_lists = false;           // leave the offsets out
+  std::vector<int64_t> offsets = {};  // instead of those of the sizes
 };
 
-Result run_score(Engine& engine, Report& report, const Ranker& ranker, const Lists& lists, const ScoreOptions& options) {
+Result run_score(Engine& engine, Report& report, const Ranker& ranker, const Lists& lists,
+                 const ScoreOptions& options) {
   const int64_t B = lists.inst.rows, M = lists.resp.rows;
   const Placed inst(engine, lists.inst, options.dtype, options.placement);
   const Placed resp(engine, lists.resp, options.dtype, options.placement);
@@ -287,8 +291,8 @@ void test_out(Engine& engine, Report& report, Scope scope, const Shape& shape) {
   const Ranker ranker(engine, random, shape);
   const ScoreOptions options{scope};
   Lists lists = random_lists(random, {40, 5, 3, 6}, shape.d, DType::kFloat32);
-  const std::vector<std::pair<int64_t, float>> bad = {
-      {0, NAN}, {3, INFINITY}, {31, NAN}, {39, -INFINITY}, {41, NAN}, {45, NAN}, {46, NAN}, {47, NAN}};
+  const std::vector<std::pair<int64_t, float>> bad = {{0, NAN},  {3, INFINITY}, {31, NAN}, {39, -INFINITY},
+                                                      {41, NAN}, {45, NAN},     {46, NAN}, {47, NAN}};
   for (const auto& [m, v] : bad) lists.resp.row(m)[m % shape.d] = v;
   lists.inst.row(3)[2] = NAN;
   const Result got = run_score(engine, report, ranker, lists, options);
@@ -334,11 +338,12 @@ void test_ties(Engine& engine, Report& report, Scope scope) {
   report.place = engine.name() + " score of equal candidates, " + (scope == Scope::kPair ? "pairs" : "a list");
   Random random(3);
   const Ranker ranker(engine, random, {64, 32, 2, 64, 1, false, false});
-  Lists lists = random_lists(random, {11}, 64, DType::kFloat32);
+  constexpr int64_t kCandidates = 300;  // more than threads in a block: some look at two
+  Lists lists = random_lists(random, {kCandidates}, 64, DType::kFloat32);
   // Two states, taken in turn, so that whichever is better, several candidates have the highest score.
-  for (int64_t m = 2; m < 11; ++m) std::copy_n(lists.resp.row(m % 2), 64, lists.resp.row(m));
+  for (int64_t m = 2; m < kCandidates; ++m) std::copy_n(lists.resp.row(m % 2), 64, lists.resp.row(m));
   const Result got = run_score(engine, report, ranker, lists, {scope});
-  for (int64_t m = 2; m < 11; ++m)
+  for (int64_t m = 2; m < kCandidates; ++m)
     report.same_bits("score of an equal candidate", &got.scores[m], &got.scores[m % 2], 1);
   report.check(got.best[0] == (got.scores[1] > got.scores[0]), "best is %lld", static_cast<long long>(got.best[0]));
 }
@@ -382,7 +387,8 @@ void test_bad_offsets(Engine& engine, Report& report) {
       std::vector<bool> covered(16, false);
       for (int64_t b = 0; b < 4; ++b) {
         if (!test.valid[b]) {
-          report.check(got.best[b] == -1, "best[%lld] is %lld", static_cast<long long>(b), static_cast<long long>(got.best[b]));
+          report.check(got.best[b] == -1, "best[%lld] is %lld", static_cast<long long>(b),
+                       static_cast<long long>(got.best[b]));
           continue;
         }
         const int64_t begin = test.offsets[b], end = test.offsets[b + 1];
@@ -406,7 +412,8 @@ void test_many_lists(Engine& engine, Report& report) {
   const Lists lists = random_lists(random, std::vector<int64_t>(600, 1), 16, DType::kFloat32);
   const Result got = run_score(engine, report, ranker, lists, {});
   for (int64_t b = 0; b < 600; ++b)
-    if (got.best[b] != 0 || got.probs[b] != 1) report.check(false, "list %lld has no answer", static_cast<long long>(b));
+    if (got.best[b] != 0 || got.probs[b] != 1)
+      report.check(false, "list %lld has no answer", static_cast<long long>(b));
   if (!engine.answers_bad_offsets()) return;
   ScoreOptions options;
   options.offsets = range(0, 601);
@@ -414,7 +421,8 @@ void test_many_lists(Engine& engine, Report& report) {
   const Result bad = run_score(engine, report, ranker, lists, options);
   for (int64_t b = 0; b < 600; ++b) {
     const bool valid = b <= 9 || b >= 500;
-    if ((bad.best[b] >= 0) != valid) report.check(false, "best[%lld] is %lld", static_cast<long long>(b), static_cast<long long>(bad.best[b]));
+    if ((bad.best[b] >= 0) != valid)
+      report.check(false, "best[%lld] is %lld", static_cast<long long>(b), static_cast<long long>(bad.best[b]));
   }
 }
 

@@ -259,8 +259,8 @@ void wait(Barrier& barrier, Site where) {
   for (int i = 0; i < threads; ++i) {
     const Fiber& fiber = *machine.fibers[i];
     left += fiber.done;
-    if (fiber.done || (i > 0 && !machine.fibers[i - 1]->done &&
-                       machine.fibers[i - 1]->waits_at.line() == fiber.waits_at.line()))
+    if (fiber.done ||
+        (i > 0 && !machine.fibers[i - 1]->done && machine.fibers[i - 1]->waits_at.line() == fiber.waits_at.line()))
       continue;
     waiting += "\n  thread " + std::to_string(i) + " and its neighbours wait for their " + fiber.waits_for->of +
                " at " + text_of(fiber.waits_at);

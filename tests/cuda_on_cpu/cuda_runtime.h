@@ -135,8 +135,8 @@ namespace cuda_on_cpu {
 // body() is the kernel with its arguments.
 template <typename F>
 cudaError_t launch(int64_t grid, int threads, int64_t shared_bytes, const F& body) {
-  return static_cast<cudaError_t>(run_grid(
-      grid, threads, shared_bytes, [](const void* f) { (*static_cast<const F*>(f))(); }, &body));
+  return static_cast<cudaError_t>(
+      run_grid(grid, threads, shared_bytes, [](const void* f) { (*static_cast<const F*>(f))(); }, &body));
 }
 
 }  // namespace cuda_on_cpu

@@ -35,7 +35,8 @@ __global__ void reverse_kernel(const float* in, float* out) {
 int main() {
   std::vector<float> in(kThreads), out(kThreads);
   for (int i = 0; i < kThreads; ++i) in[i] = static_cast<float>(i);
-  if (srr::cuda::launch(&reverse_kernel, 2, kThreads, kThreads * sizeof(float), nullptr, in.data(), out.data()) != cudaSuccess)
+  if (srr::cuda::launch(&reverse_kernel, 2, kThreads, kThreads * sizeof(float), nullptr, in.data(), out.data()) !=
+      cudaSuccess)
     return 1;
   for (int i = 0; i < kThreads; ++i)
     if (out[i] != static_cast<float>(kThreads - 1 - i + 496)) return 1;
