@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the CUDA threads of a block on the CPU: one fiber each, or with CUDA_ON_CPU_THREADS one std::thread each.
-// Blocks run one after another. Knows no kernel.
+// Runs the CUDA threads of a block on the CPU, a fiber each; blocks run one after another. Knows no kernel.
 #include "cuda_on_cpu.h"
 
 #include <cstdio>
@@ -9,15 +8,17 @@
 #include <string>
 #include <vector>
 
-#if defined(CUDA_ON_CPU_THREADS)
-#include <barrier>
-#include <thread>
-#elif !defined(__x86_64__)
+#if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+#endif
+// Set where kernels are compiled for ThreadSanitizer. This file is not: it switches between what the sanitizer is told
+// are threads, and tells it of barriers and nothing else.
+#if defined(CUDA_ON_CPU_TSAN)
+#include <sanitizer/tsan_interface.h>
 #endif
 
 namespace cuda_on_cpu {
@@ -41,6 +42,18 @@ void check_mask(unsigned mask, Site where) {
   if (mask != ~0u) fail("a warp barrier or exchange of part of a warp, at " + text_of(where));
 }
 
+// Memory as of release(at) is known to whoever calls acquire(at) after it.
+void release([[maybe_unused]] void* at) {
+#if defined(CUDA_ON_CPU_TSAN)
+  __tsan_release(at);
+#endif
+}
+void acquire([[maybe_unused]] void* at) {
+#if defined(CUDA_ON_CPU_TSAN)
+  __tsan_acquire(at);
+#endif
+}
+
 struct Slots {
   uint64_t even_odd[2][kWarp];
 };
@@ -51,62 +64,6 @@ void begin_block(int64_t index, int64_t shared_bytes) {
 }
 
 }  // namespace
-
-#if defined(CUDA_ON_CPU_THREADS)
-
-namespace {
-
-struct Machine {
-  std::unique_ptr<std::barrier<>> block_barrier;
-  std::vector<std::unique_ptr<std::barrier<>>> warp_barriers;
-  std::vector<Slots> slots;
-  std::vector<int> votes;
-} machine;
-
-}  // namespace
-
-void sync_block(Site) { machine.block_barrier->arrive_and_wait(); }
-void sync_warp(unsigned mask, Site where) {
-  check_mask(mask, where);
-  machine.warp_barriers[self->warp]->arrive_and_wait();
-}
-
-namespace {
-
-void begin_block_on_threads(int64_t index, int threads, int64_t shared_bytes) {
-  begin_block(index, shared_bytes);
-  machine.block_barrier = std::make_unique<std::barrier<>>(threads);
-  machine.warp_barriers.clear();
-  for (int w = 0; w < threads / kWarp; ++w) machine.warp_barriers.push_back(std::make_unique<std::barrier<>>(kWarp));
-}
-
-// A thread that leaves no longer counts at its block's barriers: divergence is found with fibers, not here.
-void run_blocks(int64_t grid, int threads, int64_t shared_bytes, void (*body)(const void*), const void* kernel) {
-  machine.slots.resize(threads / kWarp);
-  machine.votes.resize(threads);
-  std::barrier<> between_blocks(threads);
-  std::vector<std::thread> running;
-  for (int i = 0; i < threads; ++i) {
-    running.emplace_back([=, &between_blocks] {
-      Thread thread{};
-      self = &thread;
-      for (int64_t index = 0; index < grid; ++index) {
-        if (i == 0) begin_block_on_threads(index, threads, shared_bytes);
-        between_blocks.arrive_and_wait();
-        thread = {{static_cast<unsigned>(i), 0, 0}, i % kWarp, i / kWarp, 0};
-        body(kernel);
-        machine.warp_barriers[thread.warp]->arrive_and_drop();
-        machine.block_barrier->arrive_and_drop();
-        between_blocks.arrive_and_wait();
-      }
-    });
-  }
-  for (std::thread& thread : running) thread.join();
-}
-
-}  // namespace
-
-#else  // fibers
 
 namespace {
 
@@ -171,6 +128,7 @@ struct Barrier {
   unsigned generation = 0;
   Site where{};
   const char* of = "";
+  char turns[2] = {};  // addresses to release and acquire: even and odd generations
 };
 
 struct Fiber {
@@ -182,6 +140,9 @@ struct Fiber {
   Barrier* waits_for = nullptr;
   unsigned since = 0;  // the barrier's generation when the wait began
   Site waits_at{};
+#if defined(CUDA_ON_CPU_TSAN)
+  void* tsan_thread = __tsan_create_fiber(0);
+#endif
 
   bool ready() const { return !done && (!waits_for || waits_for->generation != since); }
 };
@@ -198,6 +159,10 @@ struct Machine {
   std::vector<int> votes;
   void (*body)(const void*) = nullptr;
   const void* kernel = nullptr;
+  char before = 0, after = 0;  // addresses to release and acquire: around a block
+#if defined(CUDA_ON_CPU_TSAN)
+  void* tsan_thread = nullptr;  // the scheduler's
+#endif
 } machine;
 
 Fiber& running() { return *machine.fibers[self->warp * kWarp + self->lane]; }
@@ -205,6 +170,9 @@ Fiber& running() { return *machine.fibers[self->warp * kWarp + self->lane]; }
 void back_to_scheduler(Fiber& fiber) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(fiber.done ? nullptr : &fiber.fake_stack, machine.stack, machine.stack_bytes);
+#endif
+#if defined(CUDA_ON_CPU_TSAN)
+  __tsan_switch_to_fiber(machine.tsan_thread, __tsan_switch_to_fiber_no_sync);
 #endif
   fiber.context.switch_to(machine.scheduler);
 #if defined(__SANITIZE_ADDRESS__)
@@ -217,7 +185,9 @@ void entry() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fiber.fake_stack, &machine.stack, &machine.stack_bytes);
 #endif
+  acquire(&machine.before);
   machine.body(machine.kernel);
+  release(&machine.after);
   fiber.done = true;
   back_to_scheduler(fiber);
 }
@@ -226,6 +196,9 @@ void resume(Fiber& fiber) {
   self = &fiber.thread;
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&machine.fake_stack, fiber.stack.get(), kStackBytes);
+#endif
+#if defined(CUDA_ON_CPU_TSAN)
+  __tsan_switch_to_fiber(fiber.tsan_thread, __tsan_switch_to_fiber_no_sync);
 #endif
   machine.scheduler.switch_to(fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
@@ -240,9 +213,12 @@ void wait(Barrier& barrier, Site where) {
     fail(std::string("divergent barrier: threads of one ") + barrier.of + " wait at " + text_of(barrier.where) +
          " and at " + text_of(where));
   }
+  char* turn = &barrier.turns[barrier.generation & 1];
+  release(turn);
   if (++barrier.arrived == barrier.expected) {
     barrier.arrived = 0;
     ++barrier.generation;
+    acquire(turn);
     return;
   }
   Fiber& fiber = running();
@@ -251,6 +227,7 @@ void wait(Barrier& barrier, Site where) {
   fiber.waits_at = where;
   back_to_scheduler(fiber);
   fiber.waits_for = nullptr;
+  acquire(turn);
 }
 
 [[noreturn]] void fail_stuck(int threads) {
@@ -309,9 +286,14 @@ void run_block(int threads, void (*body)(const void*), const void* kernel) {
 }
 
 void run_blocks(int64_t grid, int threads, int64_t shared_bytes, void (*body)(const void*), const void* kernel) {
+#if defined(CUDA_ON_CPU_TSAN)
+  machine.tsan_thread = __tsan_get_current_fiber();
+#endif
   for (int64_t index = 0; index < grid; ++index) {
     begin_block(index, shared_bytes);
+    release(&machine.before);
     run_block(threads, body, kernel);
+    acquire(&machine.after);
   }
 }
 
@@ -322,8 +304,6 @@ void sync_warp(unsigned mask, Site where) {
   check_mask(mask, where);
   wait(machine.warp_barriers[self->warp], where);
 }
-
-#endif
 
 uint64_t* exchange_slots(unsigned parity) { return machine.slots[self->warp].even_odd[parity]; }
 

@@ -29,11 +29,7 @@ struct Block {
   unsigned char* dynamic_shared;
 };
 
-#if defined(CUDA_ON_CPU_THREADS)
-inline thread_local Thread* self = nullptr;
-#else
 inline Thread* self = nullptr;
-#endif
 inline Block block{};
 
 inline unsigned char* dynamic_shared() { return block.dynamic_shared; }
