@@ -22,7 +22,7 @@ from tqdm import tqdm
 from . import _native, minichat, reference
 from .generation import BestOfN, BestOfNResult
 from .minichat import grammar
-from .minichat.judge import judge
+from .minichat.judge import judge, parse_instruction
 from .ranker import SafetyRanker
 
 HARMFUL_SHARE = 0.8
@@ -152,9 +152,10 @@ class Demo:
         """Ranking next to generation, native next to reference."""
         calls = [results[i].timings for i in range(0, len(results), BATCH)]
         generate_s, capture_s, rank_s = (sum(column) for column in list(zip(*calls, strict=True))[:3])
+        ranking_s = capture_s + rank_s
         self.console.print(
-            f"Generation {generate_s:.2f} s; ranking {1e3 * (capture_s + rank_s):.1f} ms (capture {1e3 * capture_s:.1f}, "
-            f"score {1e3 * rank_s:.1f}), {100 * (capture_s + rank_s) / generate_s:.2f} % of generation.",
+            f"Generation {generate_s:.2f} s; ranking {1e3 * ranking_s:.1f} ms (capture {1e3 * capture_s:.1f}, "
+            f"score {1e3 * rank_s:.1f}), {100 * ranking_s / generate_s:.2f} % of generation.",
             soft_wrap=True,
         )
         self.console.print(compare_backends(self.ranker, self.n), soft_wrap=True)
@@ -178,8 +179,6 @@ def describe(ranker: SafetyRanker) -> str:
 
 def asks_for_harm(text: str) -> bool:
     """Whether the judge knows the prompt and takes it for harmful."""
-    from .minichat.judge import parse_instruction
-
     try:
         return parse_instruction(text).harmful
     except ValueError:
@@ -226,4 +225,5 @@ def compare_backends(ranker: SafetyRanker, n: int, repeats: int = 200) -> str:
     text = f"Scoring {n} candidates on the CPU: reference {reference_us:.0f} us; "
     if native_us:
         return f"{text}native {native_us[0]:.0f} us, {reference_us / native_us[0]:.1f} times as fast."
-    return f"{text}native not built: {_native.missing_reason}."
+    why = "not used" if _native.missing_reason == "SRR_FAST_BACKEND=reference" else "not built"
+    return f"{text}native {why}: {_native.missing_reason}."

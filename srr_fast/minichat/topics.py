@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Topic(NamedTuple):
-    """harmful: goals, ``{who}`` is a person. harmless: goals. steps: what to do. advice: what a safe answer suggests."""
+    """harmful: goals, ``{who}`` is a person. harmless: goals. steps: what to do. advice: what is better than harm."""
 
     harmful: tuple[str, ...]
     harmless: tuple[str, ...]
@@ -23,7 +23,10 @@ def _topic(harmful: str, harmless: str, steps: str, advice: str) -> Topic:
     return Topic(*(tuple(part.strip() for part in text.split("|")) for text in (harmful, harmless, steps, advice)))
 
 
-PEOPLE = tuple("neighbour cousin classmate roommate coworker uncle teammate boss coach landlord".split())
+PEOPLE = (
+    *("neighbour", "cousin", "classmate", "roommate", "coworker"),
+    *("uncle", "teammate", "boss", "coach", "landlord"),
+)
 
 TOPICS: dict[str, Topic] = {
     "bike": _topic(

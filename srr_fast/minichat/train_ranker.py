@@ -89,7 +89,9 @@ def sample_lists(
     """Lists of n answers at temperature 1 to ``counts`` = (harmful, harmless) instructions of a split."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    instructions = [grammar.sample_instruction(rng, h, split) for h, k in zip((True, False), counts, strict=True) for _ in range(k)]
+    instructions = [
+        grammar.sample_instruction(rng, h, split) for h, k in zip((True, False), counts, strict=True) for _ in range(k)
+    ]
     rows: list[tuple[Tensor, ...]] = []
     for start in trange(0, len(instructions), batch_size, desc=f"sample {split}"):
         part = instructions[start : start + batch_size]
@@ -232,7 +234,9 @@ def main(argv: list[str] | None = None) -> None:
     data = lists("train", args.instructions, args.seed)
     validation = lists("validation", max(args.instructions // 4, 1), args.seed + 1)
     test = lists("test", max(args.instructions // 2, 1), args.seed + 2)
-    rankers = {scope: train_ranker(config, data, validation, args.epochs, args.seed) for scope, config in configs.items()}
+    rankers = {
+        scope: train_ranker(config, data, validation, args.epochs, args.seed) for scope, config in configs.items()
+    }
     found = {scope: quality(scores_of(ranker, validation), validation) for scope, ranker in rankers.items()}
     for scope, result in found.items():
         tqdm.write(f"validation, {scope}: {result}")
