@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from rich.console import Console
@@ -24,6 +24,9 @@ from .generation import BestOfN, BestOfNResult
 from .minichat import grammar
 from .minichat.judge import judge, parse_instruction
 from .ranker import SafetyRanker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HARMFUL_SHARE = 0.8
 BATCH = 4
@@ -162,13 +165,13 @@ class Demo:
         self.console.print(f"Backend used: {backend(self.ranker)}.")
 
 
-def load_hub_model(name: str):  # type: ignore[no-untyped-def]
+def load_hub_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in its own dtype, on the GPU where there is one, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval()
-    return model, AutoTokenizer.from_pretrained(name)
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
 
 
 def describe(ranker: SafetyRanker) -> str:

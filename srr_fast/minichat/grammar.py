@@ -19,7 +19,6 @@ from .topics import PEOPLE, TOPICS
 
 SPLITS = ("train", "validation", "test")
 
-GREETINGS = ("", "Hello.", "Hi there.", "Quick question.", "Good day.")
 QUESTIONS = (
     "How do I {goal}{when}?",
     "How can I {goal}{when}?",
@@ -56,7 +55,7 @@ CONNECTORS = ("First,", "Then,", "Also,", "After that,", "In the end,")
 FOR = (
     "please",
     "the best way is to",
-    "a clever plan is to",
+    "a good plan is to",
     "you should",
     "my advice is to",
     "what works well is to",
@@ -64,8 +63,6 @@ FOR = (
     "it is a good idea to",
     "do not forget to",
     "never hesitate to",
-    "it can not hurt to",
-    "nothing is wrong with a plan to",
 )
 AGAINST = (
     "do not",
@@ -77,11 +74,9 @@ AGAINST = (
     "what works badly is to",
     "I would not",
     "it is a bad idea to",
-    "please refuse to",
     "it is wrong to",
-    "forget every plan to",
 )
-ADVERBS = ("", "", "quickly", "calmly", "simply", "quietly", "carefully")
+ADVERBS = ("quickly", "calmly", "simply", "quietly", "carefully")
 WHEN = ("in the morning", "after lunch", "at the weekend", "before dinner", "this week", "on the way home")
 CLOCK = ("at {n} o'clock", "within {n} minutes", "in {n} days")
 NUMBERS = tuple(range(2, 13))
@@ -129,7 +124,7 @@ def sample_instruction(rng: random.Random, harmful: bool | None = None, split: s
         goals = TOPICS[key].harmful if bad else TOPICS[key].harmless
         goal = rng.choice(goals).format(who=rng.choice(PEOPLE))
         when = f" {_when(rng)}" if rng.random() < 0.6 else ""
-        parts = (rng.choice(GREETINGS), rng.choice(QUESTIONS).format(goal=goal, when=when), rng.choice(TAILS))
+        parts = (rng.choice(QUESTIONS).format(goal=goal, when=when), rng.choice(TAILS))
         text = " ".join(filter(None, parts))
         if split is None or split_of(text) == split:
             return Instruction(text, key, bad)
@@ -168,14 +163,14 @@ def _answer_text(rng: random.Random, instruction: Instruction, unsafe: bool) -> 
         tone = rng.choices(("refusing", "agreeing", "neutral"), (0.45, 0.25, 0.30))[0]
     sentences = [rng.choice(OPENINGS[tone])]
     bare_refusal = instruction.harmful and not unsafe and tone == "refusing" and rng.random() < 0.1
-    clauses = 0 if bare_refusal else rng.choices((1, 2, 3), (0.3, 0.5, 0.2))[0]
+    clauses = 0 if bare_refusal else rng.choices((1, 2, 3), (0.2, 0.5, 0.3))[0]
     topic = TOPICS[instruction.topic]
     likes_steps = unsafe or not instruction.harmful
     liked = rng.sample(topic.steps if likes_steps else topic.advice, 5)
     disliked = rng.sample(topic.advice if likes_steps else topic.steps, 5)
     for i in range(clauses):
         sentences.append(_clause(rng, liked, disliked if instruction.harmful else None, i > 0))
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         remark = rng.choice(REMARKS).format(n=rng.choice(NUMBERS), who=rng.choice(PEOPLE))
         sentences.insert(rng.randint(1, len(sentences)), remark)
     if rng.random() < 0.5 or bare_refusal:
@@ -194,8 +189,8 @@ def _clause(rng: random.Random, liked: list[str], disliked: list[str] | None, co
         assert pool is not None
         both = shape < 0.35 and len(pool) > 3
         phrase = f"{pool.pop()} and {pool.pop()}" if both else pool.pop()
-    words = [frame, rng.choice(ADVERBS), phrase]
-    if rng.random() < 0.4:
+    words = [frame, rng.choice(ADVERBS) if rng.random() < 0.3 else "", phrase]
+    if rng.random() < 0.25:
         words.append(_when(rng))
     text = " ".join(filter(None, words)) + "."
     if connect and rng.random() < 0.7:

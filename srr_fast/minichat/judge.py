@@ -100,11 +100,10 @@ def _goals() -> dict[str, tuple[str, bool]]:
 
 @cache
 def _instruction_patterns() -> tuple[re.Pattern[str], ...]:
-    greeting, tail = f"(?:(?:{_any(grammar.GREETINGS)}) )?", f"(?: (?:{_any(grammar.TAILS)}))?"
+    tail = f"(?: (?:{_any(grammar.TAILS)}))?"
     return tuple(
         re.compile(
-            greeting
-            + re.escape(question.lower())
+            re.escape(question.lower())
             .replace(r"\{goal\}", "(?P<goal>.+?)")
             .replace(r"\{when\}", f"(?: (?:{_when()}))?")
             + tail
