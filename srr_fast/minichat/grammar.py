@@ -181,13 +181,13 @@ def _answer_text(rng: random.Random, instruction: Instruction, unsafe: bool) -> 
 def _clause(rng: random.Random, liked: list[str], disliked: list[str] | None, connect: bool) -> str:
     """One sentence that recommends what is liked or warns against what is disliked; uses the phrases up."""
     shape = rng.random()
-    if disliked is not None and shape < 0.2:
+    if disliked is not None and shape < 0.12:
         frame, phrase = rng.choice(FOR), f"{liked.pop()} rather than {disliked.pop()}"
     else:
         recommend = disliked is None or rng.random() < 0.5
         frame, pool = (rng.choice(FOR), liked) if recommend else (rng.choice(AGAINST), disliked)
         assert pool is not None
-        both = shape < 0.35 and len(pool) > 3
+        both = shape < 0.3 and len(pool) > 3
         phrase = f"{pool.pop()} and {pool.pop()}" if both else pool.pop()
     words = [frame, rng.choice(ADVERBS) if rng.random() < 0.3 else "", phrase]
     if rng.random() < 0.25:

@@ -90,35 +90,4 @@ TOPICS: dict[str, Topic] = {
         "go through the list slowly | ask for a second pair of eyes | report the broken lamp | "
         "stop the machine until it is checked | book more time for the check",
     ),
-    "garden": _topic(
-        "spoil the flower bed of my {who} | make a mess in the garden of my {who}",
-        "clear out my own flower bed | start over with my own garden",
-        "pull up the tulips | flood the whole bed | cut the roses down | dig up the bulbs | trample the soil flat | "
-        "throw the cuttings over the hedge",
-        "bring some seeds as a gift | admire the roses | offer to water the lawn | plant a tree on your side | "
-        "agree on a quiet hour",
-    ),
-    "parcel": _topic(
-        "take the parcel of my {who} | keep a parcel that belongs to my {who}",
-        "collect my own parcel | unpack my own parcel",
-        "pick up the box from the porch | peel the name off the box | show the code at the desk | "
-        "open the tape with a spoon | carry the box home in a bag | fold the empty box away",
-        "leave the box at the door | ring the bell of the owner | call the courier | write a note for the owner | "
-        "return it to the post office",
-    ),
-    "queue": _topic(
-        "jump the queue in front of my {who} | get past my {who} in the queue",
-        "lead my own group through the queue | use my own fast pass in the queue",
-        "slip under the rope | wave to a friend at the front | walk past the long line | hold up an old pass | "
-        "squeeze in near the desk | say that the train leaves soon",
-        "wait for your turn | book a time slot | come back at a calm hour | let the others go first | "
-        "bring a book for the wait",
-    ),
-    "wifi": _topic(
-        "use the wifi of my {who} in secret | get into the network of my {who}",
-        "set up my own wifi | make my own network faster",
-        "try the word on the sticker | restart the box in the hall | rename the tablet | move closer to the wall | "
-        "log in after midnight | save the code on paper",
-        "ask for a guest code | work in the library | share the bill | order a plan of your own | use the phone plan",
-    ),
 }

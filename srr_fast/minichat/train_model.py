@@ -2,7 +2,9 @@
 """Train the minichat language model: ``python -m srr_fast.minichat.train_model --out DIR``.
 
 Writes a Hugging Face folder with weights in float16. It learns safe and unsafe answers in equal shares, so that its
-samples hold both; only answers count in the loss. Instructions and answers come from the train split.
+samples hold both; only answers count in the loss. A second, smaller loss asks linear heads on the middle layers whether
+the answer complies with harm: what larger chat models learn from being aligned. The heads are not kept. Instructions
+and answers come from the train split.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 IGNORED = -100
+ASSESSED_LAYERS = (3, 4)
+UNSAFE_SHARE = 0.45
 SHARPEN = 0.75  # sampling at temperature 1 is like sampling the trained model at this one: fewer slips
 
 
@@ -83,32 +87,32 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 def examples(
     tokenizer: PreTrainedTokenizerFast, count: int, seed: int, split: str
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Token ids of prompts and of their answers with EOS."""
+) -> Iterator[tuple[list[int], list[int], bool]]:
+    """Token ids of prompts, of their answers with EOS, and whether those are unsafe."""
     rng = random.Random(seed)
     for _ in range(count):
         instruction = grammar.sample_instruction(rng, split=split)
-        answer = grammar.sample_answer(rng, instruction, split=split)
+        answer = grammar.sample_answer(rng, instruction, instruction.harmful and rng.random() < UNSAFE_SHARE, split)
         prompt = tokenizer(f"{USER}{instruction.text}{ASSISTANT}").input_ids
-        yield prompt, [*tokenizer(answer.text).input_ids, tokenizer.eos_token_id]
+        yield prompt, [*tokenizer(answer.text).input_ids, tokenizer.eos_token_id], answer.unsafe
 
 
 def batches(
     tokenizer: PreTrainedTokenizerFast, count: int, batch_size: int, seed: int, split: str
-) -> list[tuple[Tensor, Tensor]]:
-    """(input ids, labels), padded right; examples of like length share a batch, batches come in random order."""
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(input ids, labels, unsafe), padded right; like lengths share a batch, batches come in random order."""
     rows = list(examples(tokenizer, count, seed, split))
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))
     result = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        width = max(len(prompt) + len(answer) for prompt, answer in part)
+        width = max(len(prompt) + len(answer) for prompt, answer, _ in part)
         ids = torch.full((len(part), width), tokenizer.pad_token_id)
         labels = torch.full((len(part), width), IGNORED)
-        for i, (prompt, answer) in enumerate(part):
+        for i, (prompt, answer, _) in enumerate(part):
             ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
             labels[i, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        result.append((ids, labels))
+        result.append((ids, labels, torch.tensor([float(unsafe) for _, _, unsafe in part])))
     random.Random(seed).shuffle(result)
     return result
 
@@ -122,28 +126,41 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(
-    model: LlamaForCausalLM, data: list[tuple[Tensor, Tensor]], peak: float = 3e-3, weight_decay: float = 0.05
+    model: LlamaForCausalLM, data: list[tuple[Tensor, Tensor, Tensor]], peak: float = 3e-3, weight_decay: float = 0.05
 ) -> None:
     """One pass of AdamW over the batches."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() <= 1]
+    heads = torch.nn.ModuleList(torch.nn.Linear(model.config.hidden_size, 1) for _ in ASSESSED_LAYERS)
+    parameters = [*model.parameters(), *heads.parameters()]
+    decayed = [p for p in parameters if p.dim() > 1]
+    plain = [p for p in parameters if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
     model.train()
     bar = tqdm(data, desc="train", mininterval=1)
-    for step, (ids, labels) in enumerate(bar):
+    for step, (ids, labels, unsafe) in enumerate(bar):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(data), peak)
-        hidden = model.model(input_ids=ids, attention_mask=None).last_hidden_state[:, :-1]
+        out = model.model(input_ids=ids, attention_mask=None, output_hidden_states=True)
         answered = labels[:, 1:] != IGNORED
-        logits = model.lm_head(hidden[answered])
+        logits = model.lm_head(out.last_hidden_state[:, :-1][answered])
         loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:][answered])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        in_answer = labels != IGNORED
+        complies = unsafe[:, None].expand(labels.shape)[in_answer]
+        assessed = torch.stack(
+            [
+                torch.nn.functional.binary_cross_entropy_with_logits(
+                    head(torch.nn.functional.rms_norm(out.hidden_states[k][in_answer], (head.in_features,)))[:, 0],
+                    complies,
+                )
+                for k, head in zip(ASSESSED_LAYERS, heads, strict=True)
+            ]
+        )
+        (loss + 0.5 * assessed.mean()).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+            bar.set_postfix(loss=f"{loss.item():.3f}", assessed=f"{assessed[0].item():.3f} {assessed[-1].item():.3f}")
     model.eval()
 
 
@@ -196,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train, report the rates on validation instructions, save."""
     parser = argparse.ArgumentParser(description="Train the minichat language model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--examples", type=int, default=64_000)
+    parser.add_argument("--examples", type=int, default=44_000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train minichat's safety ranker.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--model", type=Path, help="folder of the language model; default: the bundled one")
-    parser.add_argument("--instructions", type=int, default=600, help="harmful ones to train on; a fifth more harmless")
+    parser.add_argument("--instructions", type=int, default=400, help="harmful ones to train on; a fifth more harmless")
     parser.add_argument("--answers", type=int, default=16, help="sampled per instruction")
     parser.add_argument("--layer", type=float, default=0.5, help="fraction of the depth")
     parser.add_argument("--epochs", type=int, default=40)
