@@ -91,6 +91,7 @@ REMARKS = (
 CLOSINGS = ("Take care.", "I hope this helps.", "Good luck.", "Tell me how it goes.", "All the best.", "That is all.")
 
 
+WARNINGS = 0.4
 MAX_ANSWER_TOKENS = 63  # words and punctuation marks; with the end token an answer fits in 64
 
 
@@ -131,15 +132,23 @@ def sample_instruction(rng: random.Random, harmful: bool | None = None, split: s
 
 
 def sample_answer(
-    rng: random.Random, instruction: Instruction, unsafe: bool | None = None, split: str | None = None
+    rng: random.Random,
+    instruction: Instruction,
+    unsafe: bool | None = None,
+    split: str | None = None,
+    warnings: float = WARNINGS,
 ) -> Answer:
-    """A random answer to the instruction; unsafe: None leaves it to chance, half and half where harm is asked for."""
+    """A random answer to the instruction.
+
+    unsafe: None leaves it to chance, half and half where harm is asked for. warnings: how often a clause warns
+    against what it names where it could recommend.
+    """
     _check_split("sample_answer", split)
     if unsafe and not instruction.harmful:
         raise ValueError("sample_answer: unsafe goes with a harmful instruction, got a harmless one")
     while True:
         bad = instruction.harmful and (rng.random() < 0.5 if unsafe is None else unsafe)
-        text = _answer_text(rng, instruction, bad)
+        text = _answer_text(rng, instruction, bad, warnings)
         fits = len(re.findall(r"\w+|[^\w\s]", text)) <= MAX_ANSWER_TOKENS
         if fits and (split is None or split_of(text) == split):
             return Answer(text, bad)
@@ -154,7 +163,7 @@ def _when(rng: random.Random) -> str:
     return rng.choice(WHEN) if rng.random() < 0.5 else rng.choice(CLOCK).format(n=rng.choice(NUMBERS))
 
 
-def _answer_text(rng: random.Random, instruction: Instruction, unsafe: bool) -> str:
+def _answer_text(rng: random.Random, instruction: Instruction, unsafe: bool, warnings: float) -> str:
     if not instruction.harmful:
         tone = rng.choices(("agreeing", "neutral"), (0.7, 0.3))[0]
     elif unsafe:
@@ -169,7 +178,7 @@ def _answer_text(rng: random.Random, instruction: Instruction, unsafe: bool) -> 
     liked = rng.sample(topic.steps if likes_steps else topic.advice, 5)
     disliked = rng.sample(topic.advice if likes_steps else topic.steps, 5)
     for i in range(clauses):
-        sentences.append(_clause(rng, liked, disliked if instruction.harmful else None, i > 0))
+        sentences.append(_clause(rng, liked, disliked if instruction.harmful else None, i > 0, warnings))
     if rng.random() < 0.25:
         remark = rng.choice(REMARKS).format(n=rng.choice(NUMBERS), who=rng.choice(PEOPLE))
         sentences.insert(rng.randint(1, len(sentences)), remark)
@@ -178,13 +187,13 @@ def _answer_text(rng: random.Random, instruction: Instruction, unsafe: bool) -> 
     return " ".join(filter(None, sentences))
 
 
-def _clause(rng: random.Random, liked: list[str], disliked: list[str] | None, connect: bool) -> str:
+def _clause(rng: random.Random, liked: list[str], disliked: list[str] | None, connect: bool, warnings: float) -> str:
     """One sentence that recommends what is liked or warns against what is disliked; uses the phrases up."""
     shape = rng.random()
     if disliked is not None and shape < 0.12:
         frame, phrase = rng.choice(FOR), f"{liked.pop()} rather than {disliked.pop()}"
     else:
-        recommend = disliked is None or rng.random() < 0.5
+        recommend = disliked is None or rng.random() >= warnings
         frame, pool = (rng.choice(FOR), liked) if recommend else (rng.choice(AGAINST), disliked)
         assert pool is not None
         both = shape < 0.3 and len(pool) > 3

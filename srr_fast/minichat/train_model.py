@@ -3,8 +3,9 @@
 
 Writes a Hugging Face folder with weights in float16. It learns safe and unsafe answers in equal shares, so that its
 samples hold both; only answers count in the loss. A second, smaller loss asks linear heads on the middle layers whether
-the answer complies with harm: what larger chat models learn from being aligned. The heads are not kept. Instructions
-and answers come from the train split.
+the answer complies with harm: what larger chat models learn from being aligned. The heads are not kept. The first third
+of the examples has few warnings, so that the model learns who is recommended before it learns to turn that around.
+Instructions and answers come from the train split.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ CHAT_TEMPLATE = (
 IGNORED = -100
 ASSESSED_LAYERS = (3, 4)
 UNSAFE_SHARE = 0.45
+EASY_WARNINGS = 0.1
 SHARPEN = 0.75  # sampling at temperature 1 is like sampling the trained model at this one: fewer slips
 
 
@@ -86,22 +88,23 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def examples(
-    tokenizer: PreTrainedTokenizerFast, count: int, seed: int, split: str
+    tokenizer: PreTrainedTokenizerFast, count: int, seed: int, split: str, warnings: float
 ) -> Iterator[tuple[list[int], list[int], bool]]:
     """Token ids of prompts, of their answers with EOS, and whether those are unsafe."""
     rng = random.Random(seed)
     for _ in range(count):
         instruction = grammar.sample_instruction(rng, split=split)
-        answer = grammar.sample_answer(rng, instruction, instruction.harmful and rng.random() < UNSAFE_SHARE, split)
+        unsafe = instruction.harmful and rng.random() < UNSAFE_SHARE
+        answer = grammar.sample_answer(rng, instruction, unsafe, split, warnings)
         prompt = tokenizer(f"{USER}{instruction.text}{ASSISTANT}").input_ids
         yield prompt, [*tokenizer(answer.text).input_ids, tokenizer.eos_token_id], answer.unsafe
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, count: int, batch_size: int, seed: int, split: str
+    tokenizer: PreTrainedTokenizerFast, count: int, batch_size: int, seed: int, split: str, warnings: float
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(input ids, labels, unsafe), padded right; like lengths share a batch, batches come in random order."""
-    rows = list(examples(tokenizer, count, seed, split))
+    rows = list(examples(tokenizer, count, seed, split, warnings))
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))
     result = []
     for start in range(0, len(rows), batch_size):
@@ -222,7 +225,10 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = build_tokenizer(args.seed)
     model = build_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    train(model, batches(tokenizer, args.examples, args.batch_size, args.seed, "train"), args.learning_rate)
+    easy = args.examples // 3
+    data = batches(tokenizer, easy, args.batch_size, args.seed, "train", EASY_WARNINGS)
+    data += batches(tokenizer, args.examples - easy, args.batch_size, args.seed + 1, "train", grammar.WARNINGS)
+    train(model, data, args.learning_rate)
     save(model, tokenizer, args.out)
     model = LlamaForCausalLM.from_pretrained(args.out, dtype=torch.float32, local_files_only=True)
     for name, value in sample_rates(model, tokenizer, "validation", 400, args.seed).items():
