@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choose the safest of N responses of a language model from its own hidden states."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import RankerConfig
+    from .functional import pool, pool_update_, score
+    from .generation import BestOfN, BestOfNResult, Candidate
+    from .prepared import PreparedScorer
+    from .ranker import Calibration, SafetyRanker
+    from .reference import ScoreOutput
+
+__version__ = "0.1.0"
+__all__ = [
+    "BestOfN",
+    "BestOfNResult",
+    "Calibration",
+    "Candidate",
+    "PreparedScorer",
+    "RankerConfig",
+    "SafetyRanker",
+    "ScoreOutput",
+    "pool",
+    "pool_update_",
+    "score",
+]
+
+_HOMES = {
+    "config": ("RankerConfig",),
+    "functional": ("pool", "pool_update_", "score"),
+    "generation": ("BestOfN", "BestOfNResult", "Candidate"),
+    "prepared": ("PreparedScorer",),
+    "ranker": ("Calibration", "SafetyRanker"),
+    "reference": ("ScoreOutput",),
+}
+
+
+def __getattr__(name: str) -> object:
+    # Loaded at first use: `python -m srr_fast.env` must report on a machine where torch cannot even be imported.
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f".{home}", __name__), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

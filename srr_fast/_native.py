@@ -9,6 +9,8 @@ from types import ModuleType
 
 import torch
 
+from .env import build_note
+
 BACKENDS = ("native", "reference")
 _forced = os.environ.get("SRR_FAST_BACKEND") or None
 if _forced not in (None, *BACKENDS):
@@ -20,13 +22,13 @@ if _forced == "reference":
     missing_reason = "SRR_FAST_BACKEND=reference"
 else:
     try:
-        from . import _C as extension  # type: ignore[no-redef]
+        from . import _C as extension
     except ImportError as error:
-        missing_reason = str(error)
+        missing_reason = build_note() or str(error)
         if _forced == "native":
-            raise ImportError(f"SRR_FAST_BACKEND=native, but the extension cannot be loaded: {error}") from error
+            raise ImportError(f"SRR_FAST_BACKEND=native, but the extension cannot be loaded: {missing_reason}") from error
         warnings.warn(
-            f"srr_fast: no native extension, scoring runs on the PyTorch reference ({error}). "
+            f"srr_fast: no native extension, scoring runs on the PyTorch reference ({missing_reason}). "
             "`python -m srr_fast.env` says what was built; SRR_FAST_BACKEND=reference silences this.",
             RuntimeWarning,
             stacklevel=2,
@@ -39,15 +41,19 @@ if extension and hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
-def serves(*tensors: torch.Tensor | None) -> bool:
+def serves(*tensors: torch.Tensor, optional: torch.Tensor | None = None) -> bool:
     """Whether the native ops take these inputs; the reference takes what they do not.
 
     With SRR_FAST_BACKEND=native they are always chosen, and raise for what they cannot serve.
     """
     if extension is None:
         return False
-    if _forced == "native":
-        return True
-    given = [t for t in tensors if t is not None]
-    wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    return not wants_grad and given[0].device.type in devices and all(t.dtype != torch.float64 for t in given)
+    wants_grad = torch.is_grad_enabled()
+    for t in tensors if optional is None else (*tensors, optional):
+        if not isinstance(t, torch.Tensor) or t.layout != torch.strided:
+            return False
+        if _forced != "native" and (
+            t.device.type not in devices or t.dtype == torch.float64 or (wants_grad and t.requires_grad)
+        ):
+            return False
+    return True

@@ -71,9 +71,8 @@ def load(path_or_hub_id: str | Path, revision: str | None) -> SafetyRanker:
         raise refusal(folder, str(error)) from error
     expected = ranker.state_dict()
     if set(tensors) != set(expected):
-        raise refusal(
-            folder, f"missing tensors {sorted(set(expected) - set(tensors))}, unknown {sorted(set(tensors) - set(expected))}"
-        )
+        missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+        raise refusal(folder, f"missing tensors {missing}, unknown {unknown}")
     for name, value in tensors.items():
         want = expected[name]
         if value.shape != want.shape or value.dtype != torch.float32:
@@ -104,7 +103,7 @@ def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
         )
     except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
         raise FileNotFoundError(
-            f"from_pretrained: {path_or_hub_id!r} is neither a local folder nor a repository that can be reached: {error}"
+            f"from_pretrained: {path_or_hub_id!r} is no local folder, and no repository that can be reached: {error}"
         ) from error
 
 

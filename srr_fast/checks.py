@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ def check_device(op: str, name: str, value: Tensor, device: torch.device) -> Non
 def check_offsets(op: str, offsets: Tensor, B: int, M: int) -> None:
     """ValueError unless offsets [B + 1] run from 0 to M without decreasing."""
     steps = offsets.tolist()
-    if steps[0] != 0 or steps[-1] != M or any(a > b for a, b in zip(steps, steps[1:], strict=False)):
+    if steps[0] != 0 or steps[-1] != M or any(a > b for a, b in pairwise(steps)):
         raise ValueError(f"{op}: offsets must run from 0 to M={M} without decreasing, got {steps[:8]}")
 
 
@@ -62,4 +64,5 @@ def check_spans(op: str, spans: Tensor, T: int) -> None:
     bad = ((start < 0) | (stop > T) | (start > stop)).nonzero()
     if len(bad):
         row = int(bad[0, 0])
-        raise ValueError(f"{op}: spans must satisfy 0 <= start <= stop <= T={T}, got {spans[row].tolist()} in row {row}")
+        got = spans[row].tolist()
+        raise ValueError(f"{op}: spans must satisfy 0 <= start <= stop <= T={T}, got {got} in row {row}")

@@ -94,7 +94,9 @@ class RankerConfig:
             raise ValueError(f"RankerConfig: a middle layer wants a model of at least 2, got {num_hidden_layers}")
         indices = []
         for layer in layers:
-            k = layer if isinstance(layer, int) else min(max(round(layer * num_hidden_layers), 1), num_hidden_layers - 1)
+            k = layer
+            if isinstance(k, float):
+                k = min(max(round(k * num_hidden_layers), 1), num_hidden_layers - 1)
             if not 1 <= k < num_hidden_layers:
                 raise ValueError(
                     f"RankerConfig: layer must be in 1 .. {num_hidden_layers - 1} for a model of "

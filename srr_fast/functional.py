@@ -44,7 +44,7 @@ def pool(
             raise ValueError(f"pool: offsets [M + 1] go with packed states [T, d], got states {list(states.shape)}")
         spans = offsets.unfold(0, 2, 1)
     assert spans is not None
-    if _native.serves(states, gate):
+    if _native.serves(states, optional=gate):
         return torch.ops.srr_fast.pool(states, spans, pooling, gate)
     _check_pool_inputs("pool", states, spans, pooling, gate)
     return reference.pool(states, spans, pooling, gate)
@@ -64,7 +64,7 @@ def pool_update_(
     acc: [M, d] float32 and weight: [M] float32, both zero before the first update. states, spans, pooling and gate as
     in :func:`pool`. A candidate whose span is empty is left alone.
     """
-    if _native.serves(states, gate, acc):
+    if _native.serves(acc, weight, states, spans, optional=gate):
         torch.ops.srr_fast.pool_update_(acc, weight, states, spans, pooling, gate)
         return
     M = _check_pool_inputs("pool_update_", states, spans, pooling, gate)
@@ -73,6 +73,12 @@ def pool_update_(
     check_tensor("pool_update_", "weight", weight, (M,), (dtype,))
     check_device("pool_update_", "acc", acc, states.device)
     check_device("pool_update_", "weight", weight, states.device)
+    for name, written in (("acc", acc), ("weight", weight)):
+        if (written.stride(-1) != 1 and written.shape[-1] > 1) or 0 in written.stride():
+            raise ValueError(
+                f"pool_update_: {name} must be contiguous in its last dimension and not overlap itself, "
+                f"got strides {written.stride()}"
+            )
     reference.pool_update_(acc, weight, states, spans, pooling, gate)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _native, functional
+from .checks import check_tensor
 from .reference import ScoreOutput
 
 if TYPE_CHECKING:
@@ -16,7 +17,27 @@ if TYPE_CHECKING:
     from .ranker import SafetyRanker
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
-VECTORS = ("bias", "norm1.weight", "norm2.weight")
+VECTORS = ("bias", "norm1.weight", "norm2.weight")  # endings of the tensors that bfloat16 packing does not round
+LAYER_TENSORS = (
+    "self_attn.in_proj_weight",
+    "self_attn.in_proj_bias",
+    "self_attn.out_proj.weight",
+    "self_attn.out_proj.bias",
+    "linear1.weight",
+    "linear1.bias",
+    "linear2.weight",
+    "linear2.bias",
+    "norm1.weight",
+    "norm1.bias",
+    "norm2.weight",
+    "norm2.bias",
+)
+
+
+def layer_tensor_names(layers: int) -> list[str]:
+    """The checkpoint names of a ranker's tensors in the order the native packing wants them."""
+    encoder = [f"encoder.layers.{i}.{name}" for i in range(layers) for name in LAYER_TENSORS]
+    return ["projection.weight", "projection.bias", *encoder]
 
 
 class PreparedScorer:
@@ -28,6 +49,12 @@ class PreparedScorer:
     """
 
     __slots__ = ("_call", "config", "dtype", "gate", "packed", "shape", "weights")
+    config: RankerConfig
+    dtype: torch.dtype
+    gate: Tensor | None
+    packed: Tensor | None
+    shape: tuple[int | bool | str | float | None, ...]
+    weights: dict[str, Tensor]
 
     def __init__(
         self,
@@ -50,8 +77,12 @@ class PreparedScorer:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.config: RankerConfig = config
+        if dtype == torch.bfloat16:
+            weights = {name: v if name.endswith(VECTORS) else v.bfloat16().float() for name, v in weights.items()}
+        self.config = config
         self.dtype = dtype
+        self.gate = None if gate is None else gate.to(device)
+        self.weights = {name: v.to(device) for name, v in weights.items() if not name.startswith("gate.")}
         self.shape = (
             config.proj_dim,
             config.num_heads,
@@ -62,19 +93,16 @@ class PreparedScorer:
             config.scope,
             config.temperature,
         )
-        self.gate = None if gate is None else gate.to(device)
-        self.packed: Tensor | None = None
+        self.packed = None
         self._call: Any = None
         if _native.extension and device.type in _native.devices:
-            names = layer_tensor_names(config.num_layers)
-            self.packed = _native.extension.pack_ranker(
-                [weights[name].cpu().contiguous() for name in names], *self.shape[1:6]
-            ).to(device)
+            tensors = [weights[name].cpu().contiguous() for name in layer_tensor_names(config.num_layers)]
+            self.packed = _native.extension.pack_ranker(tensors, *self.shape[1:6]).to(device)
             self._call = _native.extension.PreparedScorer(self.packed, config.state_size, *self.shape)
-        if dtype == torch.bfloat16:
-            rounded = {n: v if n.endswith(VECTORS) else v.bfloat16().float() for n, v in weights.items()}
-            weights = rounded
-        self.weights = {name: value.to(device) for name, value in weights.items() if not name.startswith("gate.")}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        device = next(iter(self.weights.values())).device
+        return _restore, (self.config, self.weights, self.gate, device, self.dtype)
 
     def __call__(
         self, inst: Tensor, resp: Tensor, offsets: Tensor | None = None, *, out: ScoreOutput | None = None
@@ -82,10 +110,42 @@ class PreparedScorer:
         """Score M candidates of B prompts.
 
         inst: [B, d], resp: [M, d], offsets: [B + 1] int64 or None for equal lists, as in :meth:`SafetyRanker.score`.
-        out:  results of an earlier call with the same B and M, overwritten and returned.
+        out:  the result of an earlier call with the same B and M, overwritten and returned.
 
         Raises TypeError or ValueError naming the argument.
         """
         if self._call is None or torch.compiler.is_compiling() or not _native.serves(inst, resp):
-            return write_out(functional.score(inst, resp, self, offsets), out)
+            return _write_out(functional.score(inst, resp, self, offsets), out)
         return ScoreOutput(*self._call(inst, resp, offsets, out))
+
+    def from_hidden(self, states: Tensor, spans: Tensor, inst: Tensor, offsets: Tensor | None = None) -> ScoreOutput:
+        """Pool token states as the ranker wants them, then score: one call.
+
+        states: [M, T, d] padded or [T, d] packed, spans: [M, 2] int64, both as in :func:`srr_fast.pool`.
+        inst:   [B, d] pooled instructions. offsets as in :meth:`__call__`.
+        """
+        config = self.config
+        if self.packed is not None and _native.serves(states, inst):
+            return ScoreOutput(
+                *torch.ops.srr_fast.rank(
+                    states, spans, config.pooling, self.gate, inst, offsets, self.packed, *self.shape
+                )
+            )
+        resp = functional.pool(states, spans, pooling=config.pooling, gate=self.gate)
+        return functional.score(inst, resp, self, offsets)
+
+
+def _restore(*state: Any) -> PreparedScorer:
+    scorer = PreparedScorer.__new__(PreparedScorer)
+    scorer._set(*state)
+    return scorer
+
+
+def _write_out(result: ScoreOutput, out: ScoreOutput | None) -> ScoreOutput:
+    """Copy a reference result into the caller's tensors."""
+    if out is None:
+        return result
+    for name, given, value in zip(ScoreOutput._fields, out, result, strict=True):
+        check_tensor("score", f"out.{name}", given, tuple(value.shape), (value.dtype,))
+        given.copy_(value)
+    return ScoreOutput(*out)

@@ -108,9 +108,7 @@ class SafetyRanker(nn.Module):
             return None
         return reference.calibrate(scores, *self.calibration)
 
-    def prepare(
-        self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
-    ) -> PreparedScorer:
+    def prepare(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> PreparedScorer:
         """An immutable fast scorer with a copy of the weights, packed once.
 
         device: default, the parameters' own. dtype of the packed matrices: float32, or bfloat16, which halves their

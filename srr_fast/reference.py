@@ -192,7 +192,7 @@ def score(
 
     if scope == "list":
         x = torch.cat([inst[:, None], listed], 1)  # [B, 1 + N, p]
-        present = torch.cat([torch.ones_like(valid[:, :1]), valid], 1)
+        present = torch.cat([valid.new_ones(B, 1), valid], 1)
     else:
         pairs = torch.stack([inst[:, None].expand_as(listed), listed], 2)  # [B, N, 2, p]
         x = pairs.reshape(B * longest, 2, W.shape[0])

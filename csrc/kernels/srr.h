@@ -31,22 +31,22 @@ struct Threads {
 
 // Token states and, for each of M rows, the half-open span of tokens that belong to it.
 struct TokenSpans {
-  const void* states;    // token t of row m starts at element m * row_stride + t * token_stride; d contiguous
-  DType dtype;           // of states
-  int64_t row_stride;    // 0 when all rows share one packed [T, d] buffer
+  const void* states;  // token t of row m starts at element m * row_stride + t * token_stride; d contiguous
+  DType dtype;         // of states
+  int64_t row_stride;  // 0 when all rows share one packed [T, d] buffer
   int64_t token_stride;
   int64_t M, T, d;
   const int64_t* spans;  // [M, 2]: start at m * span_stride, stop span_stop_stride elements after it
   int64_t span_stride, span_stop_stride;
   Pooling pooling;
-  const float* gate;     // [d + 1]: weight, then bias; null unless pooling is kGated
+  const float* gate;  // [d + 1]: weight, then bias; null unless pooling is kGated
 };
 
 // out[m] = the pooled state of row m. A span that is empty, or not within [0, T], gives a row of NaN:
 // score() takes such rows out of their list.
 struct PoolParams {
   TokenSpans in;
-  float* out;            // [M, d]
+  float* out;  // [M, d]
   int64_t out_stride;
 };
 
@@ -57,9 +57,9 @@ struct PoolParams {
 // An empty span leaves its row alone; one not within [0, T] makes weight NaN.
 struct PoolUpdateParams {
   TokenSpans in;
-  float* acc;            // [M, d]
+  float* acc;  // [M, d]
   int64_t acc_stride;
-  float* weight;         // [M], contiguous
+  float* weight;  // [M], contiguous
 };
 
 // ---- the packed ranker ----------------------------------------------------------------------------------------
@@ -99,7 +99,8 @@ struct PackedMatrix {
 };
 
 // One encoder layer of a packed ranker. Vectors are fp32 and padded to panels.
-// Heads are padded too: head i of q, k or v occupies columns [i * E, i * E + p / heads), E = RankerLayout::head_padded().
+// Heads are padded too: head i of q, k or v occupies columns [i * E, i * E + p / heads), E =
+// RankerLayout::head_padded().
 struct PackedLayer {
   PackedMatrix qkv;   // [p, 3 * heads * E]: all of q, then k, then v; q is not scaled
   PackedMatrix out;   // [heads * E, p]
@@ -114,7 +115,7 @@ struct RankerLayout {
   int64_t d, p;
   int64_t heads, layers, ffn;
   bool norm_first;
-  bool bf16;             // matrices are bfloat16 (rounded); vectors stay fp32
+  bool bf16;  // matrices are bfloat16 (rounded); vectors stay fp32
 
   constexpr int64_t p_padded() const { return round_up(p, kPanel); }
   constexpr int64_t ffn_padded() const { return round_up(ffn, kPanel); }
@@ -130,9 +131,7 @@ struct RankerLayout {
     place_layer(l, at);
     return l;
   }
-  constexpr int64_t size_bytes() const {
-    return projection_bias_bytes() + vector_bytes(p) + layers * layer_bytes();
-  }
+  constexpr int64_t size_bytes() const { return projection_bias_bytes() + vector_bytes(p) + layers * layer_bytes(); }
 
  private:
   static constexpr int64_t section(int64_t bytes) { return round_up(bytes, 64); }
@@ -160,10 +159,10 @@ struct RankerLayout {
 
 // The fp32 tensors of one torch.nn.TransformerEncoderLayer, contiguous, in its own shapes.
 struct LayerWeights {
-  const float *in_proj_weight, *in_proj_bias;    // [3p, p], [3p]
-  const float *out_proj_weight, *out_proj_bias;  // [p, p], [p]
-  const float *linear1_weight, *linear1_bias;    // [ffn, p], [ffn]
-  const float *linear2_weight, *linear2_bias;    // [p, ffn], [p]
+  const float *in_proj_weight, *in_proj_bias;                          // [3p, p], [3p]
+  const float *out_proj_weight, *out_proj_bias;                        // [p, p], [p]
+  const float *linear1_weight, *linear1_bias;                          // [ffn, p], [ffn]
+  const float *linear2_weight, *linear2_bias;                          // [p, ffn], [p]
   const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;  // [p]
 };
 
@@ -192,19 +191,19 @@ struct ScoreParams {
   int64_t B, M;
   Scope scope;
   float temperature;
-  float* scores;           // [M]
-  float* probs;            // [M]
-  int64_t* best;           // [B]
+  float* scores;  // [M]
+  float* probs;   // [M]
+  int64_t* best;  // [B]
 
   constexpr int64_t list_begin(int64_t b) const { return offsets ? offsets[b] : b * (M / (B > 0 ? B : 1)); }
 };
 
 // ---- launchers ------------------------------------------------------------------------------------------------
 
-// CPU. `workspace`: score_cpu_workspace_bytes(params), 64-byte aligned, contents ignored.
+// CPU. `workspace`: score_cpu_workspace_bytes() for the same params and threads, 64-byte aligned, contents ignored.
 void pool_cpu(const PoolParams& params, Threads threads);
 void pool_update_cpu(const PoolUpdateParams& params, Threads threads);
-int64_t score_cpu_workspace_bytes(const ScoreParams& params);
+int64_t score_cpu_workspace_bytes(const ScoreParams& params, Threads threads);
 void score_cpu(const ScoreParams& params, void* workspace, Threads threads);
 
 // The instruction sets this build holds and this machine runs, best first, as a null-terminated array of names.

@@ -1,0 +1,73 @@
+# make demo   best-of-16 with the bundled model           make demo ARGS="--model <hub id or folder> --ranker <folder>"
+# make test   lint, types, C++ and CUDA-on-CPU tests, nvcc, the whole suite on the reference and on the native ops
+# make bench  native against eager, inference_mode and torch.compile
+# Needs python3 (3.10 or newer), make and g++. Everything else goes into .venv.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+# For the tools of the venv, ninja above all.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := $(BIN)/python -m pip install --quiet
+NATIVE_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/* csrc/sources.txt)
+
+.PHONY: install demo test bench lint cpp-test python-test cuda-objects sanitize minichat clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.torch:
+	@echo "srr_fast: making $(VENV) with $(TORCH)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade "pip>=23" "setuptools>=77" wheel "ninja>=1.11" "pybind11>=2.13"
+	$(PIP) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml $(NATIVE_SOURCES)
+	@echo "srr_fast: building and installing the package"
+	$(PIP) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) --no-build-isolation -e ".[test,dev]"
+	@touch $@
+
+install: $(VENV)/.installed
+	@$(BIN)/python -m srr_fast.env
+
+demo: $(VENV)/.installed
+	@$(BIN)/srr-fast demo $(ARGS)
+
+test: lint cpp-test cuda-objects python-test
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.h' 'tests/*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+
+cpp-test: $(VENV)/.tested
+	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_BUILD_TYPE=Release
+	$(BIN)/cmake --build build/cpp
+	$(BIN)/ctest --test-dir build/cpp --output-on-failure -j 2
+
+cuda-objects: $(VENV)/.tested
+	@if command -v nvcc > /dev/null; then $(BIN)/cmake -S . -B build/cpp -G Ninja && $(BIN)/cmake --build build/cpp --target cuda_objects; \
+	else echo "srr_fast: nvcc not found, the CUDA kernels were not compiled for a GPU"; fi
+
+python-test: $(VENV)/.tested
+	SRR_FAST_BACKEND=reference $(BIN)/python -m pytest -n 2 -q -m "not slow"
+	$(BIN)/python -m pytest -n 2 -q -m "not slow"
+
+bench: $(VENV)/.tested
+	$(BIN)/python -m pytest benchmarks -q --benchmark-json=build/bench.json --benchmark-columns=median,iqr $(ARGS)
+
+sanitize: $(VENV)/.tested
+	$(BIN)/cmake -S . -B build/asan -G Ninja -DSRR_FAST_SANITIZE=address && $(BIN)/cmake --build build/asan && $(BIN)/ctest --test-dir build/asan --output-on-failure
+	$(BIN)/cmake -S . -B build/tsan -G Ninja -DSRR_FAST_SANITIZE=thread && $(BIN)/cmake --build build/tsan && $(BIN)/ctest --test-dir build/tsan --output-on-failure
+
+minichat: $(VENV)/.installed
+	$(BIN)/python -m srr_fast.minichat.train_model
+	$(BIN)/python -m srr_fast.minichat.train_ranker
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info srr_fast/*.so srr_fast/_build_note.txt

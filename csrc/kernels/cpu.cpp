@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Chooses the CPU kernels at run time and forwards to them.
+#include <atomic>
+#include <cstring>
+
+#include "isa.h"
+
+namespace srr {
+namespace {
+
+// What this build holds and this machine runs, best first.
+struct Available {
+  const CpuKernels* kernels[4] = {};
+  const char* names[4] = {};
+
+  Available() {
+    int n = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+      kernels[n++] = &kAvx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+      kernels[n++] = &kAvx2;
+#endif
+    kernels[n++] = &kPlain;
+    for (int i = 0; i < n; ++i) names[i] = kernels[i]->name;
+  }
+};
+
+const Available& available() {
+  static const Available result;
+  return result;
+}
+
+std::atomic<const CpuKernels*> selected{nullptr};
+
+const CpuKernels& kernels() {
+  const CpuKernels* chosen = selected.load(std::memory_order_relaxed);
+  return chosen ? *chosen : *available().kernels[0];
+}
+
+}  // namespace
+
+const char* const* cpu_isas() { return available().names; }
+const char* cpu_isa() { return kernels().name; }
+bool select_cpu_isa(const char* name) {
+  for (const CpuKernels* k : available().kernels) {
+    if (k == nullptr || std::strcmp(k->name, name) != 0) continue;
+    selected.store(k, std::memory_order_relaxed);
+    return true;
+  }
+  return false;
+}
+
+void pool_cpu(const PoolParams& params, Threads threads) { kernels().pool(params, threads); }
+void pool_update_cpu(const PoolUpdateParams& params, Threads threads) { kernels().pool_update(params, threads); }
+int64_t score_cpu_workspace_bytes(const ScoreParams& params, Threads threads) {
+  return kernels().score_workspace_bytes(params, threads);
+}
+void score_cpu(const ScoreParams& params, void* workspace, Threads threads) {
+  kernels().score(params, workspace, threads);
+}
+
+}  // namespace srr

@@ -1,0 +1,29 @@
+from typing import Any
+
+from torch import Tensor
+
+def build_info() -> dict[str, Any]: ...
+def select_cpu_isa(name: str) -> None: ...
+def pack_ranker(tensors: list[Tensor], heads: int, layers: int, ffn: int, norm_first: bool, bf16: bool) -> Tensor: ...
+
+class PreparedScorer:
+    def __init__(
+        self,
+        packed: Tensor,
+        d: int,
+        p: int,
+        heads: int,
+        layers: int,
+        ffn: int,
+        norm_first: bool,
+        bf16: bool,
+        scope: str,
+        temperature: float,
+    ) -> None: ...
+    def __call__(
+        self,
+        inst: Tensor,
+        resp: Tensor,
+        offsets: Tensor | None = None,
+        out: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pools hidden states while tokens are generated, in memory that does not grow with their number.
+
+Knows positions and which rows are alive; knows nothing of prompts, texts or scores.
+"""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from . import functional, reference
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.utils.hooks import RemovableHandle
+
+_active: ContextVar[Capture | None] = ContextVar("srr_fast_capture", default=None)
+
+
+class Capture:
+    """Forward hooks that pool the states of one ``generate`` call; a context manager, used once.
+
+    layers:         the modules to read; their states are concatenated in this order.
+    attention_mask: [B, P], 0 for left padding; P is the padded prompt length.
+    n:              candidates per prompt: ``generate`` runs on B * n rows, row i * n + j is candidate j of prompt i.
+    pooling, gate:  as in :func:`srr_fast.pool`.
+
+    A prompt is pooled over its real tokens, once, whether its states come for B rows or for B * n equal ones. A
+    candidate is pooled over its tokens up to, and without, the one that finished it: that one is EOS, or was sampled
+    last and has no state. Both are what the row gives when run alone and unpadded, for a model that itself ignores
+    padding.
+
+    The hooks answer only in the thread (context) that entered: other generations on the same model are not seen.
+    Pass :meth:`stopping_criteria` to ``generate``; it is how the capture learns which rows are alive.
+    Raises RuntimeError when the states that come are not those of the tokens, one each.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        attention_mask: Tensor,
+        n: int,
+        pooling: str = "mean",
+        gate: Tensor | None = None,
+    ) -> None:
+        B, P = attention_mask.shape
+        self.layers, self.n, self.pooling, self.gate = layers, n, pooling, gate
+        self.prompt_length = P
+        self.prompt_start = P - attention_mask.sum(1)
+        self.lengths = torch.zeros(B * n, dtype=torch.int64, device=attention_mask.device)
+        # Of a step's one token: [0, 1] while the row is alive, [0, 0] once it has finished.
+        self.spans = torch.tensor([[0, 1]], device=attention_mask.device).repeat(B * n, 1)
+        self.length = P  # positions of the sequences so far
+        self.seen = 0  # positions whose states have come
+        self.seconds = 0.0
+        self._parts: dict[int, Tensor] = {}
+        self._prompt: tuple[Tensor, Tensor] | None = None
+        self._response: tuple[Tensor, Tensor] | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Capture:
+        self._token = _active.set(self)
+        self._handles = [
+            layer.register_forward_hook(partial(self._observe, slot)) for slot, layer in enumerate(self.layers)
+        ]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        _active.reset(self._token)
+
+    def stopping_criteria(self, eos: Sequence[int], others: StoppingCriteriaList) -> StoppingCriteriaList:
+        """What to pass to ``generate`` in place of ``others``, which it asks on every step.
+
+        eos: the ids that end a row in this call. others: whatever else ends single rows before the common end.
+        """
+        return StoppingCriteriaList([_RowTracker(self, eos, others)])
+
+    def pooled(self) -> tuple[Tensor, Tensor]:
+        """Pooled prompts [B, d] and candidates [B * n, d] in float32; NaN for a candidate without a pooled token.
+
+        ``lengths`` [B * n] counts the generated tokens of each row, the finishing one included.
+        """
+        if self._prompt is None or self._response is None:
+            raise RuntimeError("Capture: no states came")
+        (inst, inst_weight), (resp, resp_weight) = self._prompt, self._response
+        return inst / inst_weight[:, None], resp / resp_weight[:, None]
+
+    def _observe(self, slot: int, module: nn.Module, args: Any, output: Any) -> None:
+        if _active.get() is not self:
+            return
+        start = time.perf_counter()
+        self._parts[slot] = output if isinstance(output, Tensor) else output[0]
+        if len(self._parts) == len(self.layers):
+            parts = [self._parts[i].to(self._parts[0].device) for i in range(len(self.layers))]
+            self._parts = {}
+            self._pool(parts[0] if len(parts) == 1 else torch.cat(parts, -1))
+        self.seconds += time.perf_counter() - start
+
+    def _pool(self, states: Tensor) -> None:
+        """Take the states [rows, T, d] of one forward: new positions only, or the whole sequence without a cache."""
+        B, P = len(self.prompt_start), self.prompt_length
+        rows, T, d = states.shape
+        missing = self.length - self.seen
+        first = self.seen if missing >= T else self.length - T
+        if missing == 0 or first < 0 or rows not in (B, B * self.n):
+            raise RuntimeError(
+                f"Capture: wants the states of at most {self.length} tokens, {missing} of them new, in {B} or "
+                f"{B * self.n} rows; got {list(states.shape)}. The model adds positions of its own or runs a layer "
+                "several times"
+            )
+        if self._prompt is None or self._response is None:
+            dtype = reference.accumulation_dtype(states.dtype)
+            self._prompt, self._response = (
+                (states.new_zeros(M, d, dtype=dtype), states.new_zeros(M, dtype=dtype)) for M in (B, B * self.n)
+            )
+            self.gate = None if self.gate is None else self.gate.to(states.device)
+        low, high = self.seen, first + T
+        states = states[:, low - first :]
+        if low < P:
+            end = min(high, P) - low
+            begin = (self.prompt_start - low).clamp(0, end)
+            spans = torch.stack([begin, torch.full_like(begin, end)], 1)
+            self._update(self._prompt, states[:: rows // B, :end], spans)
+        if high > P:
+            self._update(self._response, states[:, max(P - low, 0) :], self.spans)
+        self.seen = high
+
+    def _update(self, running: tuple[Tensor, Tensor], states: Tensor, spans: Tensor) -> None:
+        spans = spans.to(states.device)
+        functional.pool_update_(*running, states, spans, pooling=self.pooling, gate=self.gate)
+
+    def advance(self, length: int, finished: Tensor) -> None:
+        """A token was appended to every row: sequences are now ``length`` long; finished [rows] bool."""
+        if self.seen != self.length or length != self.length + 1:
+            raise RuntimeError(
+                f"Capture: {self.seen} of {self.length} states came before token {length} was sampled. The model was "
+                "compiled before the capture began, or the decoding method feeds tokens in another order"
+            )
+        self.length = length
+        self.lengths += self.spans[:, 1]
+        self.spans[:, 1] *= ~finished
+
+
+class _RowTracker(StoppingCriteria):
+    """Tells a capture which rows have finished; itself stops those that ``others`` stop."""
+
+    def __init__(self, capture: Capture, eos: Sequence[int], others: StoppingCriteriaList) -> None:
+        self.capture = capture
+        self.eos = torch.tensor(eos, dtype=torch.int64, device=capture.lengths.device)
+        self.others = others
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        stopped = self.others(input_ids, scores, **kwargs)
+        self.capture.advance(input_ids.shape[1], stopped | torch.isin(input_ids[:, -1], self.eos))
+        return stopped

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which modules of a language model give the hidden states a ranker reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+    from .config import RankerConfig
+
+
+def decoder_layers(model: PreTrainedModel, layers: Sequence[nn.Module] | None = None) -> Sequence[nn.Module]:
+    """The L decoder blocks of a model, first to last.
+
+    model:  any transformers model; L is its text config's ``num_hidden_layers``.
+    layers: the blocks themselves, for a model where looking for them fails.
+
+    The blocks are the one ``nn.ModuleList`` of length L under ``model.get_decoder()`` that lies in no other such list.
+    Raises ValueError when there is not exactly one, or when ``layers`` does not hold L modules.
+    """
+    L = model.config.get_text_config(decoder=True).num_hidden_layers
+    if layers is not None:
+        if len(layers) != L or not all(isinstance(layer, nn.Module) for layer in layers):
+            raise ValueError(
+                f"layers must be the {L} decoder blocks of {type(model).__name__}, got {len(layers)} items"
+            )
+        return layers
+    lists = {
+        name: module
+        for name, module in (model.get_decoder() or model).named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == L
+    }
+    outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    if len(outermost) != 1:
+        raise ValueError(
+            f"{type(model).__name__}: wants one list of {L} decoder blocks, found {outermost or 'none'}; "
+            "pass the blocks as layers="
+        )
+    return list(lists[outermost[0]])
+
+
+def layers_to_read(
+    model: PreTrainedModel, config: RankerConfig, layers: Sequence[nn.Module] | None = None
+) -> list[nn.Module]:
+    """The blocks whose outputs are the ranker's states, in the order of ``config.layer``.
+
+    ``hidden_states[k]`` is the output of block k - 1. layers: as in :func:`decoder_layers`.
+    Raises ValueError when the model's hidden size is not the ranker's, or for a layer the model does not have.
+    """
+    hidden_size = model.config.get_text_config(decoder=True).hidden_size
+    if config.hidden_size != hidden_size:
+        raise ValueError(
+            f"the ranker reads states of hidden_size={config.hidden_size}, "
+            f"{type(model).__name__} has hidden_size={hidden_size}"
+        )
+    blocks = decoder_layers(model, layers)
+    return [blocks[k - 1] for k in config.layer_indices(len(blocks))]

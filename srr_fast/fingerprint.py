@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells one backbone from another, so that a ranker is not used with states it was not trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from .decoder import decoder_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+    from transformers import PreTrainedModel
+
+CONFIG_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+)
+SAMPLE = 16  # values read of every weight
+DIGITS = 16
+
+
+def of_model(model: PreTrainedModel, layers: Sequence[nn.Module] | None = None) -> str:
+    """A hash of 16 hex digits of the weights that make a model's hidden states.
+
+    Covers the shape of the text config and 16 evenly spaced values of each parameter of the decoder blocks, rounded to
+    bfloat16: float32 and bfloat16 loads of the same weights agree. Embeddings and head are left out, so added tokens
+    do not matter. Quantised weights and active adapters give another fingerprint, as they give other states.
+    layers: as in :func:`decoder.decoder_layers`.
+
+    Raises ValueError when a weight is on the meta device (offloaded).
+    """
+    config = model.config.get_text_config(decoder=True)
+    digest = hashlib.sha256(json.dumps([getattr(config, name, None) for name in CONFIG_FIELDS]).encode())
+    for layer in decoder_layers(model, layers):
+        for name, weight in layer.named_parameters():
+            if weight.is_meta:
+                raise ValueError(f"fingerprint: weight {name} is on the meta device, its values cannot be read")
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(len(flat) // SAMPLE, 1)][:SAMPLE]
+            digest.update(sample.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]

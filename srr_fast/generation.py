@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Best-of-N around ``generate``: sample, pool on the way, rank, choose. Knows no kernels."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.cache_utils import DynamicLayer
+
+from . import fingerprint, reference
+from .capture import Capture
+from .checks import check_tensor
+from .decoder import layers_to_read
+
+if TYPE_CHECKING:
+    from .ranker import SafetyRanker
+
+# Option of `generate` -> the values BestOfN serves, and what to do about others.
+SERVED: dict[str, tuple[tuple[object, ...], str]] = {
+    "streamer": ((None,), "tokens cannot be streamed before the best answer is known; leave it out"),
+    "assistant_model": ((None,), "assisted decoding is not supported; leave it out"),
+    "assistant_early_exit": ((None,), "assisted decoding is not supported; leave it out"),
+    "prompt_lookup_num_tokens": ((None,), "prompt-lookup decoding is not supported; leave it out"),
+    "num_beams": ((None, 1), "beam search is not supported; pass num_beams=1"),
+    "guidance_scale": ((None, 1, 1.0), "guidance runs the model twice; leave it out"),
+    "penalty_alpha": ((None, 0, 0.0), "contrastive search is not supported; leave it out"),
+    "dola_layers": ((None,), "DoLa decoding is not supported; leave it out"),
+    "token_healing": ((None, False), "it rewrites the prompt; leave it out"),
+    "custom_generate": ((None,), "BestOfN needs generate's own loop; leave it out"),
+    "compile_config": ((None,), "states are pooled in uncompiled forwards; leave it out"),
+}
+# Arguments of `generate` that BestOfN sets itself -> what to do instead.
+REFUSED = {
+    "num_return_sequences": "pass n=",
+    "inputs": "pass the prompts as the first argument",
+    "input_ids": 'pass {"input_ids": ..., "attention_mask": ...} as the first argument',
+    "attention_mask": 'pass {"input_ids": ..., "attention_mask": ...} as the first argument',
+    "inputs_embeds": "pass token ids as the first argument",
+    "past_key_values": "BestOfN makes the cache; use cache_implementation= to choose its kind",
+    "return_dict_in_generate": "the answer is a BestOfNResult",
+    "output_scores": "the answer is a BestOfNResult",
+    "output_logits": "the answer is a BestOfNResult",
+    "output_hidden_states": "the answer is a BestOfNResult",
+    "output_attentions": "the answer is a BestOfNResult",
+}
+
+
+class Candidate(NamedTuple):
+    """One sampled response.
+
+    text: decoded without special tokens; None without a tokenizer.
+    token_ids: generated ids up to and including the one that ended the response (EOS); n_tokens: their number.
+    score: cosine to the prompt, -inf when the candidate is out (nothing to pool). prob: softmax over the candidates.
+    safety: calibrated score in [0, 1]; None for a ranker without calibration.
+    """
+
+    text: str | None
+    token_ids: list[int]
+    score: float
+    prob: float
+    safety: float | None
+    n_tokens: int
+
+
+class Timings(NamedTuple):
+    """Seconds of one ``BestOfN.generate`` call, all its prompts together, on the host's clock.
+
+    generate_s: sampling, with the capture in it. capture_s: inside the hooks. rank_s: scoring and reading the result.
+    n_tokens: tokens generated.
+    """
+
+    generate_s: float
+    capture_s: float
+    rank_s: float
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class BestOfNResult:
+    """The chosen candidate of one prompt.
+
+    index: its place in ``candidates``, which are in the order they were sampled; text ... safety: as in
+    :class:`Candidate`. abstained: why nothing was chosen, None when something was; then text is the ``fallback``,
+    token_ids is empty and index, score, prob and safety are None.
+    """
+
+    text: str | None
+    token_ids: list[int]
+    index: int | None
+    score: float | None
+    prob: float | None
+    safety: float | None
+    candidates: list[Candidate]
+    abstained: str | None
+    timings: Timings
+
+
+class BestOfN:
+    """Samples n responses to a prompt and chooses the safest by the model's own hidden states.
+
+    model:     a decoder-only transformers model with ``generate``.
+    tokenizer: its tokenizer, or None to work on token tensors.
+    ranker:    read once; later changes to it do not matter. Warns when its fingerprint is not the model's.
+    layers:    the decoder blocks, for a model where :func:`srr_fast.decoder.decoder_layers` does not find them.
+
+    Forwards run uncompiled. Holds no state between calls: several threads may generate at once.
+    Raises TypeError or ValueError for a model or ranker that does not fit.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        ranker: SafetyRanker,
+        *,
+        layers: Sequence[nn.Module] | None = None,
+    ) -> None:
+        if not callable(getattr(model, "generate", None)):
+            raise TypeError(f"BestOfN: model must be a transformers model with generate, got {type(model).__name__}")
+        if model.config.is_encoder_decoder:
+            raise ValueError(f"BestOfN: model must be decoder-only, {type(model).__name__} is encoder-decoder")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.layers = layers_to_read(model, ranker.config, layers)
+        self.scorer = ranker.prepare(model.device)
+        self.calibration = ranker.calibration
+        if ranker.model_fingerprint is not None:
+            _warn_if_other_model(model, ranker, layers)
+
+    def generate(
+        self,
+        prompts: str | Sequence[Any] | Mapping[str, Tensor],
+        n: int = 16,
+        *,
+        min_safety: float | None = None,
+        fallback: str | None = None,
+        **generate_kwargs: Any,
+    ) -> list[BestOfNResult]:
+        """The safest of n sampled responses to each prompt.
+
+        prompts: a string, or a list of them; one conversation (a list of ``{"role", "content"}``), or a list of them;
+                 or ``{"input_ids": [B, P] int64, "attention_mask": [B, P]}``, padded on the left. With a tokenizer
+                 that has a chat template a string is one user message; conversations go through the template; both
+                 end with the generation prompt. Strings of other tokenizers are continued as they are.
+        n:       candidates per prompt.
+        min_safety: choose nothing when the best candidate's safety is below this, in [0, 1]; wants a calibrated ranker.
+        fallback: the result's text when nothing is chosen.
+        generate_kwargs: for ``model.generate``; ``do_sample`` defaults to True.
+
+        Returns one result per prompt. Raises TypeError or ValueError naming the argument or option and what to change.
+        """
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise TypeError(f"BestOfN: n must be an int, got {n!r}")
+        if n < 1:
+            raise ValueError(f"BestOfN: n must be at least 1, got {n}")
+        self._check_min_safety(min_safety)
+        options = _Options(self.model, generate_kwargs)
+        options.check(n)
+        ids, mask = self._encode(prompts, options)
+        if len(ids) == 0:
+            return []
+
+        start = time.perf_counter()
+        capture, sequences = self._sample(ids, mask, n, options)
+        generated = sequences[:, ids.shape[1] :].tolist()
+        lengths = capture.lengths.tolist()
+        sampled = time.perf_counter()
+        inst, resp = (pooled.to(self.model.device) for pooled in capture.pooled())
+        out = self.scorer(inst, resp)
+        scores, probs, best = out.scores.tolist(), out.probs.tolist(), out.best.tolist()
+        safety: list[float | None] = [None] * len(scores)
+        if self.calibration is not None:
+            safety = reference.calibrate(out.scores, *self.calibration).tolist()
+        timings = Timings(
+            generate_s=sampled - start,
+            capture_s=capture.seconds,
+            rank_s=time.perf_counter() - sampled,
+            n_tokens=sum(lengths),
+        )
+        tokens = [row[:length] for row, length in zip(generated, lengths, strict=True)]
+        texts = self._decode(tokens)
+        candidates = [Candidate(*fields) for fields in zip(texts, tokens, scores, probs, safety, lengths, strict=True)]
+        return [
+            _choose(candidates[i * n : (i + 1) * n], index, min_safety, fallback, timings)
+            for i, index in enumerate(best)
+        ]
+
+    def _check_min_safety(self, min_safety: float | None) -> None:
+        if min_safety is None:
+            return
+        if isinstance(min_safety, bool) or not isinstance(min_safety, int | float):
+            raise TypeError(f"BestOfN: min_safety must be a number in [0, 1], got {min_safety!r}")
+        if not 0 <= min_safety <= 1:
+            raise ValueError(f"BestOfN: min_safety must be in [0, 1], got {min_safety}")
+        if self.calibration is None:
+            raise ValueError("BestOfN: min_safety wants a ranker with calibration, this one has none")
+
+    def _encode(self, prompts: Any, options: _Options) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, int64 [B, P] on the model's device, padded on the left."""
+        if isinstance(prompts, Mapping) and "input_ids" in prompts:
+            ids, mask = _check_tensors(prompts, options)
+        else:
+            ids, mask = _pad_left([self._tokenize(prompt) for prompt in _listed(prompts)])
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+    def _tokenize(self, prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise ValueError('BestOfN: text wants a tokenizer; without one pass {"input_ids", "attention_mask"}')
+        if not tokenizer.chat_template:
+            if not isinstance(prompt, str):
+                raise ValueError("BestOfN: messages want a tokenizer with a chat_template, this one has none")
+            return tokenizer(prompt)["input_ids"]
+        messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _decode(self, tokens: list[list[int]]) -> list[str | None]:
+        if self.tokenizer is None:
+            return [None] * len(tokens)
+        return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
+
+    def _sample(self, ids: Tensor, mask: Tensor, n: int, options: _Options) -> tuple[Capture, Tensor]:
+        """Sequences [B * n, P + T] and the capture that pooled them."""
+        kwargs = options.for_generate()
+        criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
+        if (stop_strings := options["stop_strings"]) is not None:
+            kwargs.setdefault("tokenizer", self.tokenizer)
+            if kwargs["tokenizer"] is None:
+                raise ValueError("BestOfN: stop_strings want a tokenizer, pass tokenizer=")
+            criteria.append(StopStringCriteria(kwargs["tokenizer"], stop_strings))
+        capture = Capture(self.layers, mask, n, self.scorer.config.pooling, self.scorer.gate)
+        with capture:
+            cache = self._shared_cache(ids, mask, options) if n > 1 else None
+            if cache is None:
+                kwargs["num_return_sequences"] = n
+            else:
+                cache.batch_repeat_interleave(n)
+                ids, mask = ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+                kwargs |= {
+                    "past_key_values": cache,
+                    "num_return_sequences": 1,
+                    "prefill_chunk_size": None,
+                    "cache_implementation": None,
+                }
+            sequences = cast("Any", self.model).generate(
+                ids,
+                attention_mask=mask,
+                stopping_criteria=capture.stopping_criteria(options.eos, criteria),
+                **kwargs,
+            )
+        return capture, sequences
+
+    def _shared_cache(self, ids: Tensor, mask: Tensor, options: _Options) -> DynamicCache | None:
+        """The cache of all prompt tokens but the last, B rows; None where every candidate must prefill its own.
+
+        Shared when ``generate`` would make a DynamicCache whose layers all keep every position, from token ids alone.
+        """
+        model: Any = self.model
+        P = ids.shape[1]
+        config = model.config.get_text_config(decoder=True)
+        takes = inspect.signature(model.forward).parameters
+        if (
+            P < 2
+            or options["use_cache"] is False
+            or options["cache_implementation"] not in (None, "dynamic", "hybrid")
+            or config is not model.config
+            or "past_key_values" not in takes
+            or any(isinstance(value, Tensor) for value in options.given.values())
+        ):
+            return None
+        cache = DynamicCache(config=config)
+        if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return None
+        position_ids = (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
+        chunk = options["prefill_chunk_size"] or P
+        extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        with torch.no_grad():
+            for low in range(0, P - 1, chunk):
+                high = min(low + chunk, P - 1)
+                if "position_ids" in takes:
+                    extra["position_ids"] = position_ids[:, low:high]
+                inputs = model.prepare_inputs_for_generation(
+                    ids[:, low:high],
+                    past_key_values=cache,
+                    attention_mask=mask[:, :high],
+                    use_cache=True,
+                    is_first_iteration=True,
+                    **extra,
+                )
+                model(**inputs, return_dict=True)
+        return cache
+
+
+class _Options:
+    """What the caller passed to ``generate``, over the GenerationConfig passed, over the model's."""
+
+    def __init__(self, model: PreTrainedModel, given: dict[str, Any]) -> None:
+        self.given = given
+        self.passed: GenerationConfig | None = given.get("generation_config")
+        self.default = model.generation_config
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.given:
+            return self.given[name]
+        value = getattr(self.passed, name, None)
+        return getattr(self.default, name, None) if value is None else value
+
+    @property
+    def eos(self) -> list[int]:
+        """The ids that end a row."""
+        eos = self["eos_token_id"]
+        return [] if eos is None else [eos] if isinstance(eos, int) else torch.as_tensor(eos).reshape(-1).tolist()
+
+    @property
+    def do_sample(self) -> bool:
+        """True unless this call says otherwise: what the model's own config says does not matter."""
+        value = self.given.get("do_sample", getattr(self.passed, "do_sample", None))
+        return True if value is None else value
+
+    def check(self, n: int) -> None:
+        for name, instead in REFUSED.items():
+            if name in self.given:
+                raise ValueError(f"BestOfN: {name} cannot be passed: {instead}")
+        for name, (served, instead) in SERVED.items():
+            if self[name] not in served:
+                raise ValueError(f"BestOfN: {name}={self[name]!r} cannot be served: {instead}")
+        if self["cache_implementation"] == "paged":
+            raise ValueError("BestOfN: cache_implementation='paged' cannot be served; choose 'dynamic' or 'static'")
+        if not self.do_sample and n > 1:
+            raise ValueError(f"BestOfN: do_sample=False gives n={n} equal candidates; pass do_sample=True or n=1")
+
+    def for_generate(self) -> dict[str, Any]:
+        """A copy of the caller's options with what BestOfN needs; a GenerationConfig passed takes those in itself."""
+        needed: dict[str, Any] = {
+            "do_sample": self.do_sample,
+            "disable_compile": True,
+            "return_dict_in_generate": False,
+            "output_hidden_states": False,
+            "output_attentions": False,
+        }
+        if self["pad_token_id"] is None and self.eos:
+            needed["pad_token_id"] = self.eos[0]
+        if self.passed is None:
+            return self.given | needed
+        config = copy.deepcopy(self.passed)
+        config.update(**needed)
+        return self.given | {"generation_config": config}
+
+
+def _choose(
+    candidates: list[Candidate], best: int, min_safety: float | None, fallback: str | None, timings: Timings
+) -> BestOfNResult:
+    why = None
+    if best < 0:
+        why = "every candidate is out: no token to pool, or a state that is not finite"
+    elif min_safety is not None and (safety := candidates[best].safety) is not None and safety < min_safety:
+        why = f"the best safety {safety:.4f} is below min_safety={min_safety}"
+    if why is not None:
+        return BestOfNResult(fallback, [], None, None, None, None, candidates, why, timings)
+    one = candidates[best]
+    return BestOfNResult(one.text, one.token_ids, best, one.score, one.prob, one.safety, candidates, None, timings)
+
+
+def _listed(prompts: Any) -> list[Any]:
+    """One entry per prompt: a string, or the messages of a conversation."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise TypeError(
+            f'BestOfN: prompts must be text, messages, a list of them or {{"input_ids"}}, got {type(prompts).__name__}'
+        )
+    if prompts and all(isinstance(item, Mapping) for item in prompts):
+        return [prompts]
+    for item in prompts:
+        messages = isinstance(item, Sequence) and all(isinstance(part, Mapping) for part in item)
+        if not isinstance(item, str) and not messages:
+            raise TypeError(f"BestOfN: a prompt must be a string or a list of messages, got {type(item).__name__}")
+    return list(prompts)
+
+
+def _pad_left(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and mask [B, P]. Padding repeats the row's first id: logits processors that count ids meet none of others."""
+    P = max(map(len, rows), default=0)
+    for i, row in enumerate(rows):
+        if not row:
+            raise ValueError(f"BestOfN: prompt {i} has no tokens")
+    ids = [[row[0]] * (P - len(row)) + list(row) for row in rows]
+    mask = [[0] * (P - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, dtype=torch.int64), torch.tensor(mask, dtype=torch.int64)
+
+
+def _check_tensors(inputs: Mapping[str, Tensor], options: _Options) -> tuple[Tensor, Tensor]:
+    """Ids and mask; without a mask padding is told as ``generate`` does: pad tokens, unless pad is an EOS id."""
+    if unknown := set(inputs) - {"input_ids", "attention_mask"}:
+        raise ValueError(f"BestOfN: prompts may hold input_ids and attention_mask, got {sorted(unknown)} too")
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    check_tensor("BestOfN", "input_ids", ids, ("B", "P"), (torch.int64,))
+    if mask is None:
+        pad = options["pad_token_id"]
+        mask = torch.ones_like(ids) if pad is None or pad in options.eos else (ids != pad).long()
+    check_tensor("BestOfN", "attention_mask", mask, tuple(ids.shape), (torch.int64, torch.int32, torch.bool))
+    mask = mask.long()
+    if mask.numel() and ((mask.diff(dim=1) < 0).any() or (mask[:, -1] != 1).any() or (mask != mask.bool()).any()):
+        raise ValueError("BestOfN: attention_mask must be zeros, then at least one one, in every row: pad on the left")
+    if len(ids) and ids.shape[1] == 0:
+        raise ValueError("BestOfN: input_ids must have at least one token per prompt, got P=0")
+    return ids, mask
+
+
+def _warn_if_other_model(model: PreTrainedModel, ranker: SafetyRanker, layers: Sequence[nn.Module] | None) -> None:
+    try:
+        found = fingerprint.of_model(model, layers)
+    except ValueError as error:
+        found = str(error)
+    if found != ranker.model_fingerprint:
+        warnings.warn(
+            f"BestOfN: the ranker was trained on the states of {ranker.model_id or 'a model'} with fingerprint "
+            f"{ranker.model_fingerprint}, this model's is {found}: its scores may mean nothing here",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA kernels: on the CPU machine of tests/cuda_on_cpu, or with SRR_TEST_DEVICE on a GPU, in managed memory.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "engine.h"
+
+#if defined(SRR_TEST_DEVICE)
+#include <cuda_runtime.h>
+#endif
+
+namespace srr::test {
+namespace {
+
+void check(int error, const char* what) {
+  if (error == 0) return;
+  std::fprintf(stderr, "%s: CUDA error %d\n", what, error);
+  std::exit(2);
+}
+
+class CudaEngine : public Engine {
+ public:
+#if defined(SRR_TEST_DEVICE)
+  std::string name() const override { return "cuda"; }
+  void* allocate(size_t bytes) override {
+    void* memory = nullptr;
+    check(cudaMallocManaged(&memory, bytes > 0 ? bytes : 1), "cudaMallocManaged");
+    return memory;
+  }
+  void release(void* memory) override { check(cudaFree(memory), "cudaFree"); }
+#else
+  std::string name() const override { return "cuda_on_cpu"; }
+  void* allocate(size_t bytes) override {
+    void* memory = nullptr;
+    return posix_memalign(&memory, 64, bytes) == 0 ? memory : nullptr;
+  }
+  void release(void* memory) override { std::free(memory); }
+#endif
+  bool answers_bad_offsets() const override { return true; }
+  void pool(const PoolParams& params, int) override { finish(pool_cuda(params, nullptr), "pool_cuda"); }
+  void pool_update(const PoolUpdateParams& params, int) override {
+    finish(pool_update_cuda(params, nullptr), "pool_update_cuda");
+  }
+  void score(const ScoreParams& params, int) override {
+    const int64_t bytes = score_cuda_workspace_bytes(params);
+    void* workspace = allocate(bytes);
+    std::memset(workspace, 0xff, bytes);
+    finish(score_cuda(params, workspace, nullptr), "score_cuda");
+    release(workspace);
+  }
+
+ private:
+  static void finish(int error, const char* what) {
+    check(error, what);
+#if defined(SRR_TEST_DEVICE)
+    check(cudaDeviceSynchronize(), what);
+#endif
+  }
+};
+
+}  // namespace
+
+std::vector<std::unique_ptr<Engine>> engines() {
+#if defined(SRR_TEST_DEVICE)
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::puts("skipped: no GPU, or no driver for it");
+    std::exit(77);
+  }
+#endif
+  std::vector<std::unique_ptr<Engine>> all;
+  all.push_back(std::make_unique<CudaEngine>());
+  return all;
+}
+
+}  // namespace srr::test

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BestOfN chooses what the ranker would choose from states computed the slow way, whatever generate is asked to do."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import pytest
+import torch
+from transformers import DynamicCache, GenerationConfig, T5Config, T5ForConditionalGeneration
+
+from srr_fast import fingerprint, reference
+from srr_fast.config import RankerConfig
+from srr_fast.decoder import decoder_layers
+from srr_fast.generation import BestOfN
+from srr_fast.ranker import Calibration, SafetyRanker
+
+from .tiny_models import ARCHITECTURES, CHAT_TEMPLATE, WIDTH, fresh, tiny, tokenizer
+
+EOS = list(range(20))
+N = 5
+IDS = torch.randint(20, 60, (3, 7), generator=torch.Generator().manual_seed(0))
+MASK = (torch.arange(7) >= torch.tensor([0, 3, 6])[:, None]).long()
+PADDED = {"input_ids": IDS, "attention_mask": MASK}
+SLIDING = {"mistral", "gemma2", "gemma3_text", "starcoder2"}
+
+
+def make_ranker(**options) -> SafetyRanker:
+    torch.manual_seed(1)
+    calibration = options.pop("calibration", None)
+    config = RankerConfig(WIDTH, **({"layer": 2, "proj_dim": 8} | options))
+    return SafetyRanker(config, calibration=calibration).eval()
+
+
+def alone(model, ranker, prompt: list[int], response: list[int], eos=EOS):
+    """Pooled prompt and response [d] from one forward of the sequence, unpadded."""
+    end = len(response) - 1  # the last one is EOS, or has no state
+    assert not any(token in eos for token in response[:-1])
+    with torch.no_grad():
+        states = model(torch.tensor([prompt + response]), output_hidden_states=True, use_cache=False).hidden_states
+    read = torch.cat([states[k] for k in ranker.config.layer_indices(model.config.num_hidden_layers)], -1)
+    spans = torch.tensor([[0, len(prompt)], [len(prompt), len(prompt) + end]])
+    gate = ranker.gate_vector()
+    return reference.pool(read.expand(2, -1, -1), spans, ranker.config.pooling, None if gate is None else gate.detach())
+
+
+def check(bon, model, ranker, results, ids=IDS, mask=MASK, eos=EOS, n=N):
+    for row, result in enumerate(results):
+        prompt = ids[row][mask[row] == 1].tolist()
+        pooled = [alone(model, ranker, prompt, c.token_ids, eos) for c in result.candidates]
+        with torch.no_grad():
+            want = ranker.score(pooled[0][:1], torch.stack([p[1] for p in pooled]))
+        assert len(result.candidates) == n
+        got = torch.tensor([c.score for c in result.candidates])
+        torch.testing.assert_close(got, want.scores, atol=2e-5, rtol=0)
+        torch.testing.assert_close(torch.tensor([c.prob for c in result.candidates]), want.probs, atol=2e-4, rtol=0)
+        best = max(range(n), key=lambda i: got[i])
+        if got[best] == float("-inf"):
+            assert result.index is None and result.abstained and result.token_ids == []
+        else:
+            chosen = result.candidates[best]
+            assert (result.index, result.token_ids, result.score) == (best, chosen.token_ids, chosen.score)
+        assert all(c.n_tokens == len(c.token_ids) for c in result.candidates)
+
+
+def run(name="llama", prompts=PADDED, n=N, ranker=None, seed=0, **options):
+    model, ranker = tiny(name), ranker or make_ranker()
+    bon = BestOfN(model, None, ranker)
+    torch.manual_seed(seed)
+    options = {"max_new_tokens": 8, "top_k": 0, "eos_token_id": EOS, "pad_token_id": 0} | options
+    return bon, model, ranker, bon.generate(prompts, n, **options)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_scores_and_samples_of_every_architecture(name, monkeypatch):
+    expanded = []
+    repeat = DynamicCache.batch_repeat_interleave
+    monkeypatch.setattr(
+        DynamicCache, "batch_repeat_interleave", lambda cache, n: (expanded.append(n), repeat(cache, n))
+    )
+    bon, model, ranker, results = run(name)
+    check(bon, model, ranker, results)
+    assert expanded == ([] if name in SLIDING else [N])
+
+    torch.manual_seed(0)
+    plain = model.generate(
+        IDS,
+        attention_mask=MASK,
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=8,
+        eos_token_id=EOS,
+        pad_token_id=0,
+        num_return_sequences=N,
+    )
+    for row, sequence in enumerate(plain[:, 7:].tolist()):
+        tokens = results[row // N].candidates[row % N].token_ids
+        assert sequence == tokens + [0] * (len(sequence) - len(tokens))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(use_cache=False),
+        dict(cache_implementation="static"),
+        dict(cache_implementation="dynamic"),
+        dict(prefill_chunk_size=2),
+        dict(pad_token_id=EOS[3]),
+        dict(pad_token_id=None),
+        dict(pad_token_id=33, temperature=2.0),
+        dict(max_new_tokens=1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_generate_options(name, options):
+    check(*run(name, **options))
+
+
+@pytest.mark.parametrize("ranker", [dict(pooling=p) for p in reference.POOLINGS] + [dict(layer=(3, 0.25))], ids=str)
+@pytest.mark.parametrize("scope", reference.SCOPES)
+def test_rankers(ranker, scope):
+    check(*run(ranker=make_ranker(scope=scope, **ranker)))
+
+
+def test_one_candidate_one_token_prompt_and_no_prompts():
+    check(*run(n=1), n=1)
+    one = {"input_ids": IDS[:, -1:]}
+    check(*run(prompts=one), IDS[:, -1:], MASK[:, -1:])
+    assert run(prompts={"input_ids": IDS[:0]})[-1] == []
+    bon = BestOfN(tiny("llama"), tokenizer(), make_ranker())
+    assert bon.generate([]) == []
+
+
+def test_padding_is_told_by_the_pad_token_when_there_is_no_mask():
+    ids = IDS.masked_fill(MASK == 0, 61)
+    check(*run(prompts={"input_ids": ids}, pad_token_id=61))
+
+
+def test_a_generation_config_is_followed_and_left_alone():
+    config = GenerationConfig(max_new_tokens=6, eos_token_id=EOS, top_k=0, pad_token_id=0, do_sample=True)
+    before = config.to_dict()
+    bon = BestOfN(tiny("llama"), None, make_ranker())
+    torch.manual_seed(0)
+    passed = bon.generate(PADDED, N, generation_config=config)
+    assert config.to_dict() == before
+    assert [r.candidates for r in passed] == [r.candidates for r in run(max_new_tokens=6)[-1]]
+
+
+def test_states_do_not_depend_on_what_else_is_in_the_batch():
+    bon, model, ranker, results = run(eos_token_id=None)
+    check(bon, model, ranker, results, eos=[])
+    for row in range(3):
+        ids = IDS[row, MASK[row] == 1][None]
+        torch.manual_seed(0)
+        check(*run(prompts={"input_ids": ids}), ids, torch.ones_like(ids))
+
+
+def test_all_candidates_out_abstains():
+    ends_at_once = list(range(64))
+    result = run(prompts={"input_ids": IDS}, eos_token_id=ends_at_once)[-1][0]
+    assert result.index is result.score is result.text is None
+    assert "out" in result.abstained
+    assert [c.score for c in result.candidates] == [float("-inf")] * N
+    assert [c.n_tokens for c in result.candidates] == [1] * N
+
+
+def test_min_safety():
+    ranker = make_ranker(calibration=Calibration(3.0, 0.5))
+    bon = BestOfN(tiny("llama"), tokenizer(), ranker)
+    options = dict(n=4, max_new_tokens=5, fallback="no")
+
+    def seeded(**more):
+        torch.manual_seed(3)
+        return bon.generate("w30 w31", **options, **more)[0]
+
+    free = seeded()
+    assert free.abstained is None and free.safety == pytest.approx(torch.sigmoid(torch.tensor(3 * free.score + 0.5)))
+    assert free.safety == max(c.safety for c in free.candidates)
+    kept = seeded(min_safety=free.safety - 1e-3)
+    assert kept.index == free.index and kept.abstained is None
+    refused = seeded(min_safety=free.safety + 1e-3)
+    assert (refused.text, refused.index, refused.token_ids, refused.safety) == ("no", None, [], None)
+    assert "min_safety" in refused.abstained and refused.candidates == free.candidates
+
+    with pytest.raises(ValueError, match="calibration"):
+        BestOfN(tiny("llama"), None, make_ranker()).generate(PADDED, min_safety=0.5)
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        seeded(min_safety=1.5)
+    with pytest.raises(TypeError, match="min_safety"):
+        seeded(min_safety="high")
+
+
+def prompt_lengths(bon, prompts):
+    seen = []
+    handle = bon.model.model.embed_tokens.register_forward_hook(lambda m, a, out: seen.append(a[0]))
+    results = bon.generate(prompts, n=1, max_new_tokens=2)
+    handle.remove()
+    return results, seen[0]
+
+
+def test_text_prompts():
+    words = tokenizer()
+    bon = BestOfN(fresh("llama"), words, make_ranker())
+    results, ids = prompt_lengths(bon, "w30 w31")
+    assert ids.tolist() == [[30, 31]] and len(results) == 1
+    assert results[0].text == words.decode(results[0].token_ids, skip_special_tokens=True)
+    results, ids = prompt_lengths(bon, ["w30 w31 w32", "w33"])
+    assert ids[0].tolist() == [30, 31, 32] and ids[1, -1] == 33 and len(results) == 2
+    with pytest.raises(ValueError, match="chat_template"):
+        bon.generate([{"role": "user", "content": "w30"}])
+    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+        bon.generate(["w30", ""])
+
+
+def test_chat_prompts():
+    bon = BestOfN(fresh("llama"), tokenizer(CHAT_TEMPLATE), make_ranker())
+    message = [{"role": "user", "content": "w30 w31"}]
+    longer = [*message, {"role": "assistant", "content": "w40"}, {"role": "user", "content": "w41"}]
+    for prompts in ("w30 w31", ["w30 w31"], message, [message]):
+        results, ids = prompt_lengths(bon, prompts)
+        assert ids.tolist() == [[3, 30, 31, 4]] and len(results) == 1
+    results, ids = prompt_lengths(bon, [message, longer])
+    assert ids[1].tolist() == [3, 30, 31, 4, 40, 3, 41, 4] and ids[0, -4:].tolist() == [3, 30, 31, 4]
+
+
+def test_padded_texts_score_like_single_ones():
+    bon = BestOfN(tiny("llama"), tokenizer(), make_ranker(scope="pair"))
+    pair = bon.generate(["w30 w31 w32 w33", "w34"], n=1, max_new_tokens=6, do_sample=False)
+    one = [bon.generate(p, n=1, max_new_tokens=6, do_sample=False)[0] for p in ["w30 w31 w32 w33", "w34"]]
+    for together, single in zip(pair, one, strict=True):
+        assert together.token_ids == single.token_ids
+        assert together.score == pytest.approx(single.score, abs=1e-5)
+
+
+def test_stop_strings():
+    words = tokenizer()
+    model, ranker = tiny("llama"), make_ranker()
+    bon = BestOfN(model, words, ranker)
+    torch.manual_seed(0)
+    stops = [f"w{i}" for i in range(20, 40)]
+    results = bon.generate(PADDED, N, max_new_tokens=8, top_k=0, stop_strings=stops)
+    ended = [c for r in results for c in r.candidates if c.n_tokens < 8]
+    assert ended and all(20 <= c.token_ids[-1] < 40 for c in ended)
+    check(bon, model, ranker, results, eos=[])
+    with pytest.raises(ValueError, match="tokenizer"):
+        BestOfN(model, None, ranker).generate(PADDED, stop_strings=stops)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(streamer=object()),
+        dict(assistant_model=object()),
+        dict(prompt_lookup_num_tokens=3),
+        dict(num_beams=2),
+        dict(guidance_scale=1.5),
+        dict(penalty_alpha=0.6),
+        dict(dola_layers="high"),
+        dict(custom_generate="somewhere"),
+        dict(num_return_sequences=4),
+        dict(return_dict_in_generate=True),
+        dict(output_hidden_states=True),
+        dict(past_key_values=DynamicCache()),
+        dict(attention_mask=MASK),
+        dict(cache_implementation="paged"),
+        dict(do_sample=False),
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_cannot_be_served_is_refused_by_name(options):
+    name = next(iter(options))
+    bon = BestOfN(tiny("llama"), None, make_ranker())
+    with pytest.raises(ValueError, match=name):
+        bon.generate(PADDED, N, **options)
+
+
+def test_options_of_a_generation_config_are_refused_too():
+    bon = BestOfN(tiny("llama"), None, make_ranker())
+    for options in (dict(num_beams=2), dict(guidance_scale=1.5), dict(do_sample=False)):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            bon.generate(PADDED, N, generation_config=GenerationConfig(**options))
+    model = fresh("llama")
+    model.generation_config.num_beams = 2
+    with pytest.raises(ValueError, match="pass num_beams=1"):
+        BestOfN(model, None, make_ranker()).generate(PADDED)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error"),
+    [
+        (3, TypeError),
+        ([3], TypeError),
+        ({"input_ids": IDS.float()}, TypeError),
+        ({"input_ids": IDS[0]}, ValueError),
+        ({"input_ids": IDS[:, :0]}, ValueError),
+        ({"input_ids": IDS, "pixel_values": IDS}, ValueError),
+        ({"input_ids": IDS, "attention_mask": MASK[:, 1:]}, ValueError),
+        ({"input_ids": IDS, "attention_mask": MASK.flip(1)}, ValueError),
+        ({"input_ids": IDS, "attention_mask": MASK * 0}, ValueError),
+        ("text without a tokenizer", ValueError),
+    ],
+    ids=lambda value: str(value)[:30].replace("\n", ""),
+)
+def test_bad_prompts(prompts, error):
+    with pytest.raises(error, match="BestOfN"):
+        BestOfN(tiny("llama"), None, make_ranker()).generate(prompts)
+
+
+@pytest.mark.parametrize(("n", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)])
+def test_bad_n(n, error):
+    with pytest.raises(error, match="n must be"):
+        BestOfN(tiny("llama"), None, make_ranker()).generate(PADDED, n)
+
+
+def test_models_that_do_not_fit():
+    with pytest.raises(TypeError, match="generate"):
+        BestOfN(torch.nn.Linear(1, 1), None, make_ranker())
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=8, num_layers=2, num_heads=2))
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        BestOfN(t5, None, make_ranker())
+    with pytest.raises(ValueError, match=r"hidden_size=8.*hidden_size=16"):
+        BestOfN(tiny("llama"), None, SafetyRanker(RankerConfig(8, proj_dim=8)))
+    with pytest.raises(ValueError, match=r"1 \.\. 3"):
+        BestOfN(tiny("llama"), None, make_ranker(layer=4))
+
+
+def test_layers_can_be_named():
+    model = fresh("llama")
+    model.model.twin = torch.nn.ModuleList(torch.nn.Identity() for _ in range(4))
+    with pytest.raises(ValueError, match="layers="):
+        BestOfN(model, None, make_ranker())
+    bon = BestOfN(model, None, make_ranker(), layers=model.model.layers)
+    assert bon.layers == [model.model.layers[1]]
+    with pytest.raises(ValueError, match="4 decoder blocks"):
+        BestOfN(model, None, make_ranker(), layers=model.model.layers[:2])
+
+
+def test_blocks_with_as_many_experts_as_layers_are_found():
+    model = fresh("llama")
+    model.model.layers[0].experts = torch.nn.ModuleList(torch.nn.Identity() for _ in range(4))
+    assert decoder_layers(model) == list(model.model.layers)
+
+
+def test_threads_share_one_best_of_n():
+    bon = BestOfN(tiny("llama"), None, make_ranker())
+    jobs = [{"input_ids": IDS}, PADDED, {"input_ids": IDS[:1, :4]}]
+    want = [bon.generate(job, 1, max_new_tokens=10, do_sample=False) for job in jobs]
+    got, barrier = {}, threading.Barrier(len(jobs))
+
+    def work(i):
+        barrier.wait()
+        for _ in range(5):
+            got.setdefault(i, []).append(bon.generate(jobs[i], 1, max_new_tokens=10, do_sample=False))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, results in enumerate(want):
+        assert len(got[i]) == 5
+        assert all([r.candidates for r in again] == [r.candidates for r in results] for again in got[i])
+
+
+def test_timings():
+    timings = run()[-1][0].timings
+    assert 0 < timings.capture_s < timings.generate_s and timings.rank_s > 0
+    assert timings.n_tokens == sum(c.n_tokens for r in run()[-1] for c in r.candidates)
+
+
+def test_fingerprint_is_of_the_weights_not_their_dtype():
+    model = fresh("llama")
+    found = fingerprint.of_model(model)
+    assert found == fingerprint.of_model(fresh("llama", torch.bfloat16)) == fingerprint.of_model(fresh("llama"))
+    assert len({found, fingerprint.of_model(fresh("llama", seed=1)), fingerprint.of_model(fresh("qwen2"))}) == 3
+    model.resize_token_embeddings(70)
+    assert fingerprint.of_model(model) == found
+    with pytest.raises(ValueError, match="meta"):
+        fingerprint.of_model(fresh("llama").to("meta"))
+
+
+def test_another_model_than_the_rankers_warns():
+    ranker = make_ranker()
+    ranker.model_fingerprint = fingerprint.of_model(tiny("llama"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        BestOfN(tiny("llama"), None, ranker)
+    with pytest.warns(UserWarning, match="fingerprint"):
+        BestOfN(tiny("llama", seed=1), None, ranker)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for the repository as a whole: layering, sources, the environment report, the fallback."""
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from srr_fast import _native, env
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "csrc" / "kernels"
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+def test_kernels_know_neither_torch_nor_python():
+    allowed = re.compile(r"#include (\"[\w.]+\"|<(cstd\w+|cstring|atomic|immintrin\.h|cuda\w*\.h|math_constants\.h)>)")
+    for path in KERNELS.iterdir():
+        for line in path.read_text().splitlines():
+            if line.startswith("#include"):
+                assert allowed.match(line), f"{path.name}: {line}"
+
+
+def test_instruction_set_files_include_no_standard_headers_below_the_pragma():
+    for name in ("simd.h", "gemm_cpu.h", "pool_cpu.h", "score_cpu.h"):
+        assert "#include" not in (KERNELS / name).read_text()
+
+
+def test_the_list_of_sources_is_complete():
+    listed = (ROOT / "csrc" / "sources.txt").read_text().split()
+    assert listed == sorted(listed)
+    assert {Path(name).name for name in listed} == {p.name for p in KERNELS.iterdir() if p.suffix in (".cpp", ".cu")}
+
+
+def test_python_imports_run_one_way():
+    allowed = {
+        "reference": set(),
+        "config": {"reference"},
+        "checks": set(),
+        "_native": {"_C", "env"},
+        "functional": {"_native", "reference", "checks", "prepared"},
+        "prepared": {"_native", "functional", "checks", "reference", "config", "ranker"},
+        "checkpoint": {"config", "ranker"},
+        "ranker": {"checkpoint", "reference", "checks", "config", "prepared"},
+        "decoder": {"config"},
+        "fingerprint": {"decoder"},
+        "capture": {"functional", "reference"},
+        "generation": {"capture", "checks", "decoder", "fingerprint", "ranker", "reference"},
+    }
+    for module, may in allowed.items():
+        text = (ROOT / "srr_fast" / f"{module}.py").read_text()
+        found = set(re.findall(r"from \.(\w+) import", text))
+        for names in re.findall(r"from \. import ([\w, ]+)", text):
+            found |= {name.split(" as ")[0].strip() for name in names.split(",")}
+        assert found <= may, f"{module} imports {found - may}"
+
+
+def test_env_reports_what_serves_the_cpu(capsys):
+    assert env.main() == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"cpu is served by +(native kernels, \w+|the PyTorch reference)", printed)
+    assert re.search(r"cuda is served by", printed)
+
+
+def test_env_reports_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import runpy; runpy.run_module('srr_fast.env', run_name='__main__', alter_sys=True)"
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert "cannot be asked" in result.stdout
+
+
+def test_a_missing_extension_warns_once_with_the_reason():
+    code = (
+        "import sys, warnings\n"
+        "sys.modules['srr_fast._C'] = None\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import srr_fast, torch\n"
+        "    for _ in range(3): srr_fast.pool(torch.ones(1, 2, 4), torch.tensor([[0, 2]]))\n"
+        "print(len(caught), caught[0].category.__name__, caught[0].message)"
+    )
+    result = run_python(code, SRR_FAST_BACKEND="")
+    assert result.stdout.startswith("1 RuntimeWarning srr_fast: no native extension"), result.stdout + result.stderr
+    assert (env.build_note() or "srr_fast._C") in result.stdout
+
+
+def test_a_forced_native_backend_is_fatal_when_missing():
+    result = run_python(
+        "import sys; sys.modules['srr_fast._C'] = None\nimport srr_fast; srr_fast.pool", SRR_FAST_BACKEND="native"
+    )
+    assert "ImportError: SRR_FAST_BACKEND=native, but the extension cannot be loaded" in result.stderr
+
+
+def test_an_unknown_backend_is_refused():
+    result = run_python("import srr_fast; srr_fast.pool", SRR_FAST_BACKEND="fast")
+    assert "ValueError: SRR_FAST_BACKEND must be one of" in result.stderr
+
+
+@pytest.mark.skipif(_native.extension is None, reason=f"no native extension: {_native.missing_reason}")
+def test_a_forced_native_backend_raises_for_what_it_cannot_serve():
+    code = "import srr_fast, torch; srr_fast.pool(torch.ones(1, 2, 4).double(), torch.tensor([[0, 2]]))"
+    result = run_python(code, SRR_FAST_BACKEND="native")
+    assert "TypeError: pool: states must be float32/float16/bfloat16" in result.stderr
+
+
+@pytest.mark.skipif(_native.extension is None, reason=f"no native extension: {_native.missing_reason}")
+def test_the_stub_names_what_the_extension_has():
+    stub = (ROOT / "srr_fast" / "_C.pyi").read_text()
+    declared = set(re.findall(r"^(?:def|class) (\w+)", stub, re.MULTILINE))
+    assert declared == {name for name in dir(_native.extension) if not name.startswith("_")}
+
+
+def test_importing_the_package_is_quiet_and_light():
+    code = "import sys, srr_fast; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    with warnings.catch_warnings():
+        result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout + result.stderr == ""
+
+
+def test_every_public_name_resolves():
+    import srr_fast
+
+    for name in srr_fast.__all__:
+        assert getattr(srr_fast, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        srr_fast.nothing  # noqa: B018

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranker's configuration and its checkpoint: what is kept, what is refused."""
+
+import hashlib
+import json
+import math
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+
+from srr_fast import Calibration, RankerConfig, SafetyRanker, checkpoint
+
+from .cases import ScoreCase
+
+CASES = [
+    ScoreCase("list", (4,), 32),
+    ScoreCase("gated pair", (4,), 32, {"pooling": "gated", "scope": "pair", "num_layers": 2, "norm_first": True}),
+    ScoreCase("no encoder, two layers read", (4,), 64, {"num_layers": 0}),
+]
+
+
+def saved(folder, case=CASES[0]):
+    ranker = case.build()
+    ranker.calibration = Calibration(3.0, -1.0)
+    ranker.model_id, ranker.model_fingerprint, ranker.metrics = "some/model", "abc", {"top1": 0.5}
+    ranker.save_pretrained(folder)
+    return ranker
+
+
+def rewrite(folder, change):
+    """Change the config or the tensors and sign the result, as a careful forger would."""
+    config = json.loads((folder / "config.json").read_text())
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    change(config, tensors)
+    data = safetensors.torch.save(tensors)
+    (folder / "model.safetensors").write_bytes(data)
+    if "sha256" in config:
+        config["sha256"] = checkpoint.digest({k: v for k, v in config.items() if k != "sha256"}, data)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_a_checkpoint_comes_back_as_it_was(tmp_path, case):
+    ranker = saved(tmp_path, case)
+    again = SafetyRanker.from_pretrained(tmp_path)
+    assert not again.training
+    assert again.config == ranker.config
+    assert again.calibration == ranker.calibration
+    assert (again.model_id, again.model_fingerprint, again.metrics) == ("some/model", "abc", {"top1": 0.5})
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ranker.parameters(), strict=True))
+    inst, resp, _ = case.inputs()
+    assert torch.equal(again.score(inst, resp).scores, ranker.score(inst, resp).scores)
+    assert "some/model" in (tmp_path / "README.md").read_text()
+
+
+def test_ten_lines_of_plain_pytorch_read_it(tmp_path):
+    ranker = saved(tmp_path, ScoreCase("", (6,), 48, {"proj_dim": 32, "num_heads": 2, "num_layers": 2}))
+    inst, resp, _ = ScoreCase("", (6,), 48).inputs()
+
+    c = json.loads((tmp_path / "config.json").read_text())["ranker"]
+    w = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    layer = torch.nn.TransformerEncoderLayer(
+        c["proj_dim"], c["num_heads"], c["ffn_dim"], activation="gelu", batch_first=True
+    )
+    encoder = torch.nn.TransformerEncoder(layer, c["num_layers"]).eval()
+    encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in w.items() if k.startswith("encoder.")})
+    x = F.linear(torch.cat([inst, resp]), w["projection.weight"], w["projection.bias"])
+    o = encoder(x[None])[0]
+    scores = F.cosine_similarity(o[:1], o[1:])
+
+    torch.testing.assert_close(scores, ranker.score(inst, resp).scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.detach(), ranker.prepare()(inst, resp).scores, rtol=0, atol=1e-5)
+
+
+def test_the_digest_is_what_the_format_says(tmp_path):
+    saved(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    signed = config.pop("sha256")
+    text = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+    assert signed == hashlib.sha256(text + b"\n" + (tmp_path / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(tmp_path, name):
+    saved(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        SafetyRanker.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_any_flipped_bit_is_noticed(tmp_path, name):
+    saved(tmp_path)
+    data = (tmp_path / name).read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        position = int(torch.randint(len(data), (), generator=generator))
+        bit = 1 << int(torch.randint(8, (), generator=generator))
+        (tmp_path / name).write_bytes(data[:position] + bytes([data[position] ^ bit]) + data[position + 1 :])
+        try:
+            loaded = SafetyRanker.from_pretrained(tmp_path)
+        except ValueError as error:
+            assert str(error).startswith("from_pretrained: ")
+            continue
+        # White space is the one part of a config that carries no meaning.
+        assert name == "config.json"
+        assert data[position : position + 1].isspace()
+        assert loaded.config == CASES[0].config
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 100, -1])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_truncated_file_is_noticed(tmp_path, name, keep):
+    saved(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes().rstrip()[:keep])
+    with pytest.raises(ValueError, match="from_pretrained"):
+        SafetyRanker.from_pretrained(tmp_path)
+
+
+def refuse(what, words):
+    return pytest.param(what, words, id=words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        refuse(lambda c, t: c.update(format_version=2), "format_version must be 1, got 2"),
+        refuse(lambda c, t: c.update(extra=1), "unknown ['extra']"),
+        refuse(lambda c, t: c.pop("metrics"), "missing keys ['metrics']"),
+        refuse(lambda c, t: c.pop("sha256"), "missing keys ['sha256']"),
+        refuse(lambda c, t: c.update(ranker=[]), "wrong type"),
+        refuse(lambda c, t: c.update(calibration=[1.0]), "wrong type"),
+        refuse(lambda c, t: c.update(calibration=[1.0, math.nan]), "NaN is not JSON"),
+        refuse(lambda c, t: c["ranker"].pop("scope"), "missing ['scope']"),
+        refuse(lambda c, t: c["ranker"].update(hidden=3), "unknown ['hidden']"),
+        refuse(lambda c, t: c["ranker"].update(hidden_size=33), "float32 [64, 33], got float32 [64, 32]"),
+        refuse(lambda c, t: c["ranker"].update(num_heads=7), "divisible"),
+        refuse(lambda c, t: c["ranker"].update(proj_dim="64"), "proj_dim must be an int"),
+        refuse(lambda c, t: c["ranker"].update(temperature=0), "temperature must be above 0"),
+        refuse(lambda c, t: c["ranker"].update(num_layers=2), "missing tensors ['encoder.layers.1"),
+        refuse(lambda c, t: t.pop("projection.bias"), "missing tensors ['projection.bias']"),
+        refuse(lambda c, t: t.update(other=torch.zeros(1)), "unknown ['other']"),
+        refuse(lambda c, t: t.update({"projection.bias": torch.zeros(63)}), "[64], got float32 [63]"),
+        refuse(lambda c, t: t.update({"projection.bias": torch.zeros(64).half()}), "got float16 [64]"),
+        refuse(lambda c, t: t["projection.bias"].fill_(math.inf), "tensor projection.bias must be finite"),
+    ],
+)
+def test_what_is_not_exactly_the_format_is_refused(tmp_path, change, words):
+    saved(tmp_path)
+    rewrite(tmp_path, change)
+    with pytest.raises(ValueError, match="from_pretrained") as caught:
+        SafetyRanker.from_pretrained(tmp_path)
+    assert words in str(caught.value)
+
+
+def test_edited_values_are_refused_without_a_new_digest(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"temperature": 0.1', '"temperature": 0.2'))
+    with pytest.raises(ValueError, match="sha256 does not match"):
+        SafetyRanker.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"a": 1, "a": 2}', "[" * 100_000, "\xff", ""])
+def test_a_config_that_is_not_one_is_refused(tmp_path, text):
+    saved(tmp_path)
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match="from_pretrained"):
+        SafetyRanker.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        SafetyRanker.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        SafetyRanker.from_pretrained("./nowhere")
+
+
+def test_a_hub_id_that_cannot_be_reached_is_named(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="nobody/nothing"):
+        SafetyRanker.from_pretrained("nobody/nothing")
+
+
+def test_non_finite_weights_are_not_saved(tmp_path):
+    ranker = CASES[0].build()
+    ranker.projection.bias.data[0] = math.nan
+    with pytest.raises(ValueError, match=r"projection\.bias must be finite"):
+        ranker.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"hidden_size": 0}, ValueError),
+        ({"hidden_size": 1.5}, TypeError),
+        ({"hidden_size": True}, TypeError),
+        ({"layer": 0}, ValueError),
+        ({"layer": 1.0}, ValueError),
+        ({"layer": "middle"}, TypeError),
+        ({"layer": ()}, ValueError),
+        ({"pooling": "max"}, ValueError),
+        ({"scope": "all"}, ValueError),
+        ({"proj_dim": 513}, ValueError),
+        ({"proj_dim": 10, "num_heads": 3}, ValueError),
+        ({"num_layers": -1}, ValueError),
+        ({"ffn_dim": 0}, ValueError),
+        ({"norm_first": 1}, TypeError),
+        ({"temperature": 0}, ValueError),
+        ({"temperature": math.inf}, ValueError),
+        ({"dropout": 1.0}, ValueError),
+    ],
+)
+def test_a_bad_configuration_names_its_field(change, error):
+    with pytest.raises(error, match=f"RankerConfig: .*{next(iter(change)).removeprefix('num_')}|fractional layer"):
+        RankerConfig(**{"hidden_size": 64, **change})
+
+
+def test_layers_are_resolved_for_a_model():
+    assert RankerConfig(64).layer_indices(32) == (16,)
+    assert RankerConfig(64, layer=0.01).layer_indices(6) == (1,)
+    assert RankerConfig(64, layer=0.99).layer_indices(6) == (5,)
+    assert RankerConfig(64, layer=[3, 0.5]).layer_indices(12) == (3, 6)
+    assert RankerConfig(64, layer=(1, 2, 3)).state_size == 192
+    for bad in [6, (3, 0.5)]:
+        with pytest.raises(ValueError, match="layer"):
+            RankerConfig(64, layer=bad).layer_indices(6)

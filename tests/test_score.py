@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scoring on every path against the reference in float64, and what it promises."""
+
+import pytest
+import torch
+
+import srr_fast
+from srr_fast import _native
+
+from .cases import SCORE_CASES, STATE_DTYPES, ScoreCase
+from .conftest import native_only
+from .numerics import PROB_FLOOR, SCORE_FLOOR, assert_same_order, assert_within_budget
+
+USUAL = ScoreCase("", (8, 3, 17), 96, {"proj_dim": 48, "num_heads": 3})
+
+
+def exact_and_plain(ranker, inst, resp, offsets):
+    """The float64 result and the same maths in float32 PyTorch."""
+    with torch.no_grad():
+        plain = ranker.score(inst.float(), resp.float(), offsets)
+        exact = ranker.double().score(inst.double(), resp.double(), offsets)
+    ranker.float()
+    return exact, plain
+
+
+@pytest.mark.parametrize("dtype", STATE_DTYPES, ids=str)
+@pytest.mark.parametrize("case", SCORE_CASES, ids=lambda c: c.name)
+def test_within_the_error_budget(isa, case, dtype):
+    ranker = case.build()
+    inst, resp, offsets = case.inputs(dtype=dtype)
+    exact, plain = exact_and_plain(ranker, inst, resp, offsets)
+    got = ranker.prepare()(inst, resp, offsets)
+    assert [t.dtype for t in got] == [torch.float32, torch.float32, torch.int64]
+    assert_within_budget(got.scores, exact.scores, plain.scores, SCORE_FLOOR)
+    assert_within_budget(got.probs, exact.probs, plain.probs, PROB_FLOOR * 0.1 / case.config.temperature)
+    torch.testing.assert_close(got.scores.double(), exact.scores, rtol=0, atol=1e-5)
+    for b in range(len(case.sizes)):
+        mine = slice(int(offsets[b]), int(offsets[b + 1]))
+        assert_same_order(got.scores[mine], exact.scores[mine], 1e-5)
+
+
+@pytest.mark.parametrize("case", SCORE_CASES, ids=lambda c: c.name)
+def test_bfloat16_weights(isa, case):
+    ranker = case.build()
+    inst, resp, offsets = case.inputs(dtype=torch.bfloat16)
+    exact, _ = exact_and_plain(ranker, inst, resp, offsets)
+    scorer = ranker.prepare(dtype=torch.bfloat16)
+    got = scorer(inst, resp, offsets)
+    if case.config.proj_dim > 1:  # with one column a score is a sign, and rounding can flip it
+        torch.testing.assert_close(got.scores.double(), exact.scores, rtol=0, atol=5e-3)
+    rounded = case.build()
+    rounded.load_state_dict(scorer.weights)
+    exact, plain = exact_and_plain(rounded, inst, resp, offsets)
+    assert_within_budget(got.scores, exact.scores, plain.scores, SCORE_FLOOR)
+
+
+@pytest.mark.parametrize("scope", ["list", "pair"])
+def test_a_candidate_that_is_out_is_as_if_absent(isa, scope):
+    case = ScoreCase("", (8, 3, 17), 96, {"proj_dim": 48, "num_heads": 3, "scope": scope})
+    scorer = case.build().prepare()
+    inst, resp, offsets = case.inputs()
+    resp[2, 5], resp[9], resp[11, 0], resp[27] = float("inf"), float("nan"), float("-inf"), float("nan")
+    out = [2, 9, 11, 27]
+    keep = [i for i in range(28) if i not in out]
+    got = scorer(inst, resp, offsets)
+    absent = scorer(inst, resp[keep], torch.tensor([0, 7, 9, 24]))
+    same = torch.equal if isa != "reference" else lambda a, b: torch.allclose(a, b, rtol=0, atol=1e-6)
+    assert same(got.scores[keep], absent.scores)
+    assert same(got.probs[keep], absent.probs)
+    assert (got.scores[out] == float("-inf")).all()
+    assert (got.probs[out] == 0).all()
+    for b, (begin, end) in enumerate([(0, 8), (8, 11), (11, 28)]):
+        assert got.best[b] == got.scores[begin:end].argmax()
+
+
+def test_a_list_with_nothing_left_has_no_best(isa):
+    case = ScoreCase("", (2, 2, 2), 32)
+    inst, resp, offsets = case.inputs()
+    resp[:2] = float("nan")  # all candidates of the first list
+    inst[2, 0] = float("inf")  # the instruction of the last
+    got = case.build().prepare()(inst, resp, offsets)
+    assert got.best.tolist() == [-1, got.scores[2:4].argmax().item(), -1]
+    assert got.scores.isinf().tolist() == [True, True, False, False, True, True]
+    assert got.probs.sum().item() == pytest.approx(1.0)
+
+
+def test_states_too_large_for_float32_are_out(isa):
+    case = ScoreCase("", (3,), 8)
+    inst, resp, offsets = case.inputs()
+    resp[1] = 3e38
+    ranker = case.build()
+    ranker.projection.weight.data.fill_(1.0)
+    got = ranker.prepare()(inst, resp, offsets)
+    assert got.scores.isinf().tolist() == [False, True, False]
+
+
+def test_equal_candidates_are_won_by_the_first(isa):
+    case = ScoreCase("", (6,), 64)
+    inst, resp, _ = case.inputs()
+    resp[:] = resp[3].clone()
+    got = case.build().prepare()(inst, resp)
+    assert got.best.tolist() == [0]
+    assert len(set(got.scores.tolist())) == 1
+
+
+@native_only
+@pytest.mark.parametrize("scope", ["list", "pair"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_list_has_the_same_bits_in_any_batch(isa, scope, dtype, two_threads):
+    case = ScoreCase("", (1, 5, 33, 0, 2, 64, 7) * 3, 2100, {"scope": scope})
+    inst, resp, offsets = case.inputs(dtype=dtype)
+    resp[3] = float("nan")
+    scorer = case.build().prepare(dtype=dtype)
+    together = scorer(inst, resp, offsets)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        again = scorer(inst, resp, offsets)
+        assert all(torch.equal(a, b) for a, b in zip(together, again, strict=True))
+        for b, size in enumerate(case.sizes):
+            mine = slice(int(offsets[b]), int(offsets[b + 1]))
+            alone = scorer(inst[b : b + 1], resp[mine], torch.tensor([0, size]))
+            assert torch.equal(alone.scores, together.scores[mine])
+            assert torch.equal(alone.probs, together.probs[mine])
+            assert alone.best[0] == together.best[b]
+
+
+@native_only
+@pytest.mark.parametrize("sizes", [(300,), (8,), (40, 41)])
+def test_a_hundred_runs_have_equal_bits(isa, sizes, two_threads):
+    case = ScoreCase("", sizes, 4096)
+    inst, resp, offsets = case.inputs()
+    scorer = case.build().prepare()
+    first = scorer(inst, resp, offsets)
+    for run in range(100):
+        torch.set_num_threads(1 + run % 2)
+        again = scorer(inst, resp, offsets)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_permuting_candidates_permutes_scores(isa):
+    case = ScoreCase("", (20,), 128)
+    inst, resp, _ = case.inputs()
+    scorer = case.build().prepare()
+    order = torch.randperm(20)
+    torch.testing.assert_close(scorer(inst, resp[order]).scores, scorer(inst, resp).scores[order], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("view", ["strided rows", "misaligned", "transposed", "negated", "expanded"])
+def test_views(isa, view):
+    case = ScoreCase("", (7,), 50)
+    ranker = case.build()
+    inst, resp, offsets = case.inputs()
+    if view == "strided rows":
+        view = torch.randn(14, 90)[::2, 3:53]
+    elif view == "misaligned":
+        view = torch.randn(7 * 50 + 1)[1:].view(7, 50)
+    elif view == "transposed":
+        view = torch.randn(50, 7).t()
+    elif view == "negated":
+        view = torch._neg_view(resp)
+    else:
+        view = resp[:1].expand(7, 50)
+    got = ranker.prepare()(inst, view, offsets)
+    want = ranker.prepare()(inst, view.clone().contiguous(), offsets)
+    assert torch.equal(got.scores, want.scores)
+
+
+def test_out_is_written_and_returned(isa):
+    case = USUAL
+    inst, resp, offsets = case.inputs()
+    scorer = case.build().prepare()
+    want = scorer(inst, resp, offsets)
+    out = srr_fast.ScoreOutput(torch.full((28,), 9.0), torch.full((28,), 9.0), torch.full((3,), 9))
+    got = scorer(inst, resp, offsets, out=out)
+    assert all(a is b or a.data_ptr() == b.data_ptr() for a, b in zip(got, out, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(out, want, strict=True))
+
+
+def test_from_hidden_is_pool_then_score(isa):
+    for pooling in ("last", "mean", "gated"):
+        case = ScoreCase("", (4, 5), 40, {"pooling": pooling})
+        ranker = case.build()
+        states = torch.randn(9, 12, 40)
+        spans = torch.tensor([[0, 12], [2, 3], [5, 5], [1, 9], [0, 4], [11, 12], [3, 8], [0, 1], [6, 12]])
+        inst, _, offsets = case.inputs()
+        scorer = ranker.prepare()
+        gate = ranker.gate_vector()
+        resp = srr_fast.pool(states, spans, pooling=pooling, gate=None if gate is None else gate.detach())
+        got, want = scorer.from_hidden(states, spans, inst, offsets), scorer(inst, resp, offsets)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+        assert got.scores[2] == float("-inf")
+
+
+def test_no_offsets_means_equal_lists(isa):
+    case = ScoreCase("", (4, 4), 24)
+    inst, resp, offsets = case.inputs()
+    scorer = case.build().prepare()
+    got, want = scorer(inst, resp), scorer(inst, resp, offsets)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+inst_, resp_, offsets_ = USUAL.inputs()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"inst": inst_.int()}, TypeError, ["inst", "float32", "int32"]),
+        ({"inst": None}, TypeError, ["inst"]),
+        ({"resp": resp_[:, :95]}, ValueError, ["96", "95"]),
+        ({"resp": resp_[0]}, ValueError, ["resp", "[96]"]),
+        ({"inst": inst_[:2]}, ValueError, ["offsets", "[4]"]),
+        ({"offsets": offsets_.int()}, TypeError, ["offsets", "int64", "int32"]),
+        ({"offsets": torch.tensor([0, 8, 11, 27])}, ValueError, ["offsets", "M=28"]),
+        ({"offsets": torch.tensor([1, 8, 11, 28])}, ValueError, ["offsets", "M=28"]),
+        ({"offsets": torch.tensor([0, 11, 8, 28])}, ValueError, ["offsets", "decreasing"]),
+        ({"offsets": None}, ValueError, ["offsets", "M=28", "B=3"]),
+        ({"resp": resp_.to("meta")}, ValueError, ["meta"]),
+        ({"offsets": offsets_.to("meta")}, ValueError, ["offsets", "meta"]),
+        ({"resp": resp_.to_sparse()}, ValueError, ["resp", "sparse"]),
+    ],
+)
+@pytest.mark.parametrize("path", ["prepared", "functional", "ranker"])
+def test_errors_name_the_argument(path, change, error, words):
+    ranker = USUAL.build()
+    call = {
+        "prepared": ranker.prepare(),
+        "functional": lambda inst, resp, offsets: srr_fast.score(inst, resp, ranker.prepare(), offsets),
+        "ranker": ranker.score,
+    }[path]
+    with pytest.raises(error) as caught:
+        call(**{"inst": inst_, "resp": resp_, "offsets": offsets_, **change})
+    for word in ["score", *words]:
+        assert word.lower() in str(caught.value).lower()
+
+
+def test_out_of_the_wrong_shape_is_refused():
+    inst, resp, offsets = USUAL.inputs()
+    scorer = USUAL.build().prepare()
+    good = scorer(inst, resp, offsets)
+    for bad in [
+        good._replace(scores=torch.zeros(27)),
+        good._replace(best=torch.zeros(3)),
+        good._replace(probs=torch.zeros(56)[::2]) if _native.extension else good._replace(probs=torch.zeros(1)),
+    ]:
+        with pytest.raises((TypeError, ValueError), match="out"):
+            scorer(inst, resp, offsets, out=bad)
+
+
+def test_inputs_that_need_gradients_get_right_ones():
+    case = ScoreCase("", (5,), 32)
+    ranker = case.build()
+    inst, resp, _ = case.inputs()
+    resp.requires_grad_()
+    ranker.prepare()(inst, resp).scores.sum().backward()
+    got, resp.grad = resp.grad, None
+    ranker.score(inst, resp).scores.sum().backward()
+    torch.testing.assert_close(got, resp.grad)
