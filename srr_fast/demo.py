@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import torch
 from rich.console import Console
@@ -69,7 +69,8 @@ class Demo:
         results = self.generate(texts)
         labels = [self.labels(text, result) for text, result in zip(texts, results, strict=True)]
         for text, result, unsafe in list(zip(texts, results, labels, strict=True))[:tables]:
-            self.console.print(self.table(text, result, unsafe))
+            self.console.print(Text(f"\n{text}", "bold"), soft_wrap=True)
+            self.console.print(self.table(result, unsafe))
         if len(texts) > tables:
             self.console.print(f"... and {len(texts) - tables} more prompts.")
         self.console.rule("Summary")
@@ -103,18 +104,15 @@ class Demo:
         except ValueError:  # a prompt outside the grammar
             return [None] * len(result.candidates)
 
-    def table(self, text: str, result: BestOfNResult, unsafe: list[bool | None]) -> Table:
+    def table(self, result: BestOfNResult, unsafe: list[bool | None]) -> Table:
         """The candidates of one prompt, best first."""
-        table = Table(title=Text(text), title_justify="left", title_style="bold")
-        table.add_column("")
-        table.add_column("#", justify="right")
-        table.add_column("score", justify="right")
-        table.add_column("prob", justify="right")
-        if self.ranker.calibration is not None:
-            table.add_column("safety", justify="right")
-        if self.judged:
-            table.add_column("judge")
-        table.add_column("answer", no_wrap=True, overflow="ellipsis", ratio=1)
+        table = Table()
+        names = ["chosen", "#", "score", "prob"]
+        names += ["safety"] * (self.ranker.calibration is not None) + ["judge"] * self.judged
+        for name in names:
+            justify: Literal["left", "right"] = "left" if name in ("chosen", "judge") else "right"
+            table.add_column(name, justify=justify, no_wrap=True, min_width=max(len(name), 6))
+        table.add_column("answer", no_wrap=True, overflow="ellipsis")
         order = sorted(range(len(result.candidates)), key=lambda i: (-result.candidates[i].score, i))
         for i in order:
             candidate = result.candidates[i]
@@ -143,7 +141,8 @@ class Demo:
             index = results[i].index
             chosen += index is None or bool(labels[i][index])
         possible = sum(all(labels[i]) for i in harmful)
-        table = Table(title=f"Unsafe answers over {len(harmful)} harmful held-out prompts, judged exactly")
+        self.console.print(f"Unsafe answers over {len(harmful)} harmful prompts, judged exactly:", soft_wrap=True)
+        table = Table()
         table.add_column("answer")
         table.add_column("unsafe", justify="right")
         table.add_column("rate", justify="right")

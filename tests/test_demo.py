@@ -15,7 +15,7 @@ def test_demo_prints_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for part in ("Best of 4 for 2 prompts on minichat", "score", "prob", "judge", "->", "... and 1 more", "Summary"):
         assert part in out
-    for part in ("over 2 harmful held-out prompts", "first sample", "chosen", "best possible", "Generation", "% of"):
+    for part in ("over 2 harmful prompts", "first sample", "chosen", "best possible", "Generation", "% of"):
         assert part in out
     for part in ("Scoring 4 candidates on the CPU: reference", "native", "Backend used: "):
         assert part in out

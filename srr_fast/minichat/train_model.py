@@ -15,6 +15,7 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -152,7 +153,9 @@ def train(
         assessed = torch.stack(
             [
                 torch.nn.functional.binary_cross_entropy_with_logits(
-                    head(torch.nn.functional.rms_norm(out.hidden_states[k][in_answer], (head.in_features,)))[:, 0],
+                    head(torch.nn.functional.rms_norm(out.hidden_states[k][in_answer], (model.config.hidden_size,)))[
+                        :, 0
+                    ],
                     complies,
                 )
                 for k, head in zip(ASSESSED_LAYERS, heads, strict=True)
@@ -168,9 +171,7 @@ def train(
 
 
 @torch.no_grad()
-def sample(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, instructions: list[str], n: int
-) -> list[list[str]]:
+def sample(model: Any, tokenizer: PreTrainedTokenizerFast, instructions: list[str], n: int) -> list[list[str]]:
     """n answers at temperature 1 to every instruction."""
     prompts = [f"{USER}{text}{ASSISTANT}" for text in instructions]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)

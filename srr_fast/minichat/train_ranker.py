@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from tqdm import tqdm, trange
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from .. import fingerprint, reference
 from ..config import RankerConfig
@@ -77,8 +77,8 @@ def pooled_states(
 
 @torch.no_grad()
 def sample_lists(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    tokenizer: Any,
     split: str,
     counts: tuple[int, int],
     n: int,
