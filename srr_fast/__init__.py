@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .prepared import PreparedScorer
     from .ranker import Calibration, SafetyRanker
     from .reference import ScoreOutput
+    from .text import RankedResponse, TextRanker
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,9 +20,11 @@ __all__ = [
     "Calibration",
     "Candidate",
     "PreparedScorer",
+    "RankedResponse",
     "RankerConfig",
     "SafetyRanker",
     "ScoreOutput",
+    "TextRanker",
     "pool",
     "pool_update_",
     "score",
@@ -34,6 +37,7 @@ _HOMES = {
     "prepared": ("PreparedScorer",),
     "ranker": ("Calibration", "SafetyRanker"),
     "reference": ("ScoreOutput",),
+    "text": ("RankedResponse", "TextRanker"),
 }
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import inspect
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -27,6 +26,7 @@ from . import fingerprint, reference
 from .capture import Capture
 from .checks import check_tensor
 from .decoder import layers_to_read
+from .prompts import encode
 
 if TYPE_CHECKING:
     from .ranker import SafetyRanker
@@ -140,8 +140,7 @@ class BestOfN:
         self.layers = layers_to_read(model, ranker.config, layers)
         self.scorer = ranker.prepare(model.device)
         self.calibration = ranker.calibration
-        if ranker.model_fingerprint is not None:
-            _warn_if_other_model(model, ranker, layers)
+        fingerprint.warn_if_other_model("BestOfN", model, ranker, layers, stacklevel=3)
 
     def generate(
         self,
@@ -216,20 +215,8 @@ class BestOfN:
         if isinstance(prompts, Mapping) and "input_ids" in prompts:
             ids, mask = _check_tensors(prompts, options)
         else:
-            ids, mask = _pad_left([self._tokenize(prompt) for prompt in _listed(prompts)])
+            ids, mask = _pad_left([encode("BestOfN", self.tokenizer, prompt) for prompt in _listed(prompts)])
         return ids.to(self.model.device), mask.to(self.model.device)
-
-    def _tokenize(self, prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
-        tokenizer = self.tokenizer
-        if tokenizer is None:
-            raise ValueError('BestOfN: text wants a tokenizer; without one pass {"input_ids", "attention_mask"}')
-        if not tokenizer.chat_template:
-            if not isinstance(prompt, str):
-                raise ValueError("BestOfN: messages want a tokenizer with a chat_template, this one has none")
-            return tokenizer(prompt)["input_ids"]
-        messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _decode(self, tokens: list[list[int]]) -> list[str | None]:
         if self.tokenizer is None:
@@ -422,17 +409,3 @@ def _check_tensors(inputs: Mapping[str, Tensor], options: _Options) -> tuple[Ten
     if len(ids) and ids.shape[1] == 0:
         raise ValueError("BestOfN: input_ids must have at least one token per prompt, got P=0")
     return ids, mask
-
-
-def _warn_if_other_model(model: PreTrainedModel, ranker: SafetyRanker, layers: Sequence[nn.Module] | None) -> None:
-    try:
-        found = fingerprint.of_model(model, layers)
-    except ValueError as error:
-        found = str(error)
-    if found != ranker.model_fingerprint:
-        warnings.warn(
-            f"BestOfN: the ranker was trained on the states of {ranker.model_id or 'a model'} with fingerprint "
-            f"{ranker.model_fingerprint}, this model's is {found}: its scores may mean nothing here",
-            UserWarning,
-            stacklevel=3,
-        )
