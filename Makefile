@@ -24,11 +24,11 @@ $(VENV)/.torch:
 
 $(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml $(NATIVE_SOURCES)
 	@echo "srr_fast: building and installing the package"
-	$(PIP) --no-build-isolation -e .
+	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(PIP) --no-build-isolation -e ".[test,dev]"
+	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e ".[test,dev]"
 	@touch $@
 
 install: $(VENV)/.installed

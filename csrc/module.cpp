@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python module srr_fast._C: what was built, packing, and the prepared scorer. Decides nothing.
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "ops.h"
@@ -24,16 +26,38 @@ class PreparedScorer {
 
   using Output = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-  Output call(const at::Tensor& inst, const at::Tensor& resp, const srr_fast::OptionalTensor& offsets,
-              const std::optional<Output>& out) const {
+  // Nothing where the inputs are not the native op's: not plain tensors, gradients wanted, another dtype or device, a
+  // dispatch mode at work. The caller has other ways for those.
+  std::optional<Output> call(py::handle inst, py::handle resp, py::handle offsets, py::handle out) const {
+    if (!serves(inst) || !serves(resp) || c10::impl::TorchDispatchModeTLS::any_modes_set()) return std::nullopt;
+    if (!offsets.is_none() && !THPVariable_CheckExact(offsets.ptr())) return std::nullopt;
     srr_fast::ScoreResult result;
-    if (out) result = {std::get<0>(*out), std::get<1>(*out), std::get<2>(*out)};
+    if (!out.is_none()) {
+      if (!PyTuple_Check(out.ptr()) || PyTuple_GET_SIZE(out.ptr()) != 3) return std::nullopt;
+      at::Tensor* const into[] = {&result.scores, &result.probs, &result.best};
+      for (int i = 0; i < 3; ++i) {
+        PyObject* given = PyTuple_GET_ITEM(out.ptr(), i);
+        if (!THPVariable_CheckExact(given)) return std::nullopt;
+        *into[i] = THPVariable_Unpack(given);
+      }
+    }
+    const at::Tensor& inst_tensor = THPVariable_Unpack(inst.ptr());
+    const at::Tensor& resp_tensor = THPVariable_Unpack(resp.ptr());
+    srr_fast::OptionalTensor offsets_tensor;
+    if (!offsets.is_none()) offsets_tensor = THPVariable_Unpack(offsets.ptr());
     py::gil_scoped_release release;
-    result = srr_fast::score(inst, resp, offsets, ranker_, std::move(result));
-    return {result.scores, result.probs, result.best};
+    result = srr_fast::score(inst_tensor, resp_tensor, offsets_tensor, ranker_, std::move(result));
+    return Output{result.scores, result.probs, result.best};
   }
 
  private:
+  bool serves(py::handle value) const {
+    if (!THPVariable_CheckExact(value.ptr())) return false;
+    const at::Tensor& t = THPVariable_Unpack(value.ptr());
+    return t.layout() == at::kStrided && t.scalar_type() != at::kDouble &&
+           t.device().type() == ranker_.bytes.device().type() && !(t.requires_grad() && at::GradMode::is_enabled());
+  }
+
   srr_fast::PackedRanker ranker_;
 };
 

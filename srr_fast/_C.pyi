@@ -22,8 +22,8 @@ class PreparedScorer:
     ) -> None: ...
     def __call__(
         self,
-        inst: Tensor,
-        resp: Tensor,
-        offsets: Tensor | None = None,
-        out: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+        inst: object,
+        resp: object,
+        offsets: object = None,
+        out: object = None,
+    ) -> tuple[Tensor, Tensor, Tensor] | None: ...

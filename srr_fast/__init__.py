@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import RankerConfig
+    from .custom_generate import BestOfNOutput, best_of_n
     from .functional import pool, pool_update_, score
     from .generation import BestOfN, BestOfNResult, Candidate
     from .prepared import PreparedScorer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BestOfN",
+    "BestOfNOutput",
     "BestOfNResult",
     "Calibration",
     "Candidate",
@@ -25,6 +27,7 @@ __all__ = [
     "SafetyRanker",
     "ScoreOutput",
     "TextRanker",
+    "best_of_n",
     "pool",
     "pool_update_",
     "score",
@@ -32,6 +35,7 @@ __all__ = [
 
 _HOMES = {
     "config": ("RankerConfig",),
+    "custom_generate": ("BestOfNOutput", "best_of_n"),
     "functional": ("pool", "pool_update_", "score"),
     "generation": ("BestOfN", "BestOfNResult", "Candidate"),
     "prepared": ("PreparedScorer",),

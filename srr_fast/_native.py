@@ -26,9 +26,7 @@ else:
     except ImportError as error:
         missing_reason = build_note() or str(error)
         if _forced == "native":
-            raise ImportError(
-                f"SRR_FAST_BACKEND=native, but the extension cannot be loaded: {missing_reason}"
-            ) from error
+            raise ImportError(f"SRR_FAST_BACKEND=native, but there is no extension: {missing_reason}") from error
         warnings.warn(
             f"srr_fast: no native extension, scoring runs on the PyTorch reference ({missing_reason}). "
             "`python -m srr_fast.env` says what was built; SRR_FAST_BACKEND=reference silences this.",

@@ -55,7 +55,7 @@ class BestOfNOutput(ModelOutput):
 def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None) -> Callable[..., Any]:
     """A decoding loop for ``model.generate(**inputs, num_return_sequences=N, do_sample=True, custom_generate=...)``.
 
-    ranker: read once per device; later changes to it do not matter. layers: as for :class:`BestOfN`.
+    ranker: read when first used on a device; later changes to it do not matter. layers: as for :class:`BestOfN`.
 
     ``generate`` then answers the safest of N sampled sequences of each prompt, [B, P + T] int64: the prompt, the
     candidate up to and including the token that ended it, padding. A prompt whose candidates are all out is followed
@@ -66,6 +66,7 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
     :class:`BestOfN` has neither limit. The returned loop raises ValueError for an option it cannot serve.
     """
     prepare = functools.cache(ranker.prepare)
+    config, calibration = ranker.config, ranker.calibration
     checked: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 
     def loop(
@@ -80,7 +81,7 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
             raise ValueError(f"best_of_n: model must be decoder-only, {type(model).__name__} is encoder-decoder")
         n = generation_config.num_return_sequences
         _check(generation_config, n)
-        read = layers_to_read(model, ranker.config, layers)
+        read = layers_to_read(model, config, layers)
         if model not in checked:
             fingerprint.warn_if_other_model("best_of_n", model, ranker, layers, stacklevel=2)
             checked.add(model)
@@ -101,7 +102,6 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
             )
         inst, resp = (pooled.to(model.device) for pooled in capture.pooled())
         out = scorer(inst, resp)
-        calibration = ranker.calibration
         safety = None if calibration is None else reference.calibrate(out.scores, *calibration).view(-1, n)
         lengths = capture.lengths.view(-1, n)
         chosen = _chosen(sequences, input_ids.shape[1], lengths, out.best, generation_config)

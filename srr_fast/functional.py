@@ -88,7 +88,7 @@ def score(inst: Tensor, resp: Tensor, scorer: PreparedScorer, offsets: Tensor | 
     inst: [B, d], resp: [M, d], offsets: [B + 1] int64 or None for equal lists, as in :meth:`SafetyRanker.score`.
     Inputs that need gradients get them, from the reference.
     """
-    if scorer.packed is not None and _native.serves(inst, resp):
+    if scorer.packed is not None and _native.serves(inst, resp, optional=offsets):
         return ScoreOutput(*torch.ops.srr_fast.score(inst, resp, offsets, scorer.packed, *scorer.shape))
     config = scorer.config
     check_score_inputs(inst, resp, offsets, config.state_size)

@@ -114,9 +114,11 @@ class PreparedScorer:
 
         Raises TypeError or ValueError naming the argument.
         """
-        if self._call is None or torch.compiler.is_compiling() or not _native.serves(inst, resp):
-            return _write_out(functional.score(inst, resp, self, offsets), out)
-        return ScoreOutput(*self._call(inst, resp, offsets, out))
+        if self._call is not None and not torch.compiler.is_compiling():
+            result = self._call(inst, resp, offsets, out)
+            if result is not None:
+                return ScoreOutput(*result)
+        return _write_out(functional.score(inst, resp, self, offsets), out)
 
     def from_hidden(self, states: Tensor, spans: Tensor, inst: Tensor, offsets: Tensor | None = None) -> ScoreOutput:
         """Pool token states as the ranker wants them, then score: one call.
@@ -125,7 +127,7 @@ class PreparedScorer:
         inst:   [B, d] pooled instructions. offsets as in :meth:`__call__`.
         """
         config = self.config
-        if self.packed is not None and _native.serves(states, inst):
+        if self.packed is not None and _native.serves(states, spans, inst, optional=offsets):
             return ScoreOutput(
                 *torch.ops.srr_fast.rank(
                     states, spans, config.pooling, self.gate, inst, offsets, self.packed, *self.shape
@@ -145,6 +147,8 @@ def _write_out(result: ScoreOutput, out: ScoreOutput | None) -> ScoreOutput:
     """Copy a reference result into the caller's tensors."""
     if out is None:
         return result
+    if not isinstance(out, tuple) or len(out) != len(result):
+        raise TypeError(f"score: out must be a ScoreOutput, got {type(out).__name__}")
     for name, given, value in zip(ScoreOutput._fields, out, result, strict=True):
         check_tensor("score", f"out.{name}", given, tuple(value.shape), (value.dtype,))
         given.copy_(value)

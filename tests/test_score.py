@@ -211,6 +211,7 @@ inst_, resp_, offsets_ = USUAL.inputs()
         ({"resp": resp_[0]}, ValueError, ["resp", "[96]"]),
         ({"inst": inst_[:2]}, ValueError, ["offsets", "[4]"]),
         ({"offsets": offsets_.int()}, TypeError, ["offsets", "int64", "int32"]),
+        ({"offsets": [0, 8, 11, 28]}, TypeError, ["offsets", "int64", "list"]),
         ({"offsets": torch.tensor([0, 8, 11, 27])}, ValueError, ["offsets", "M=28"]),
         ({"offsets": torch.tensor([1, 8, 11, 28])}, ValueError, ["offsets", "M=28"]),
         ({"offsets": torch.tensor([0, 11, 8, 28])}, ValueError, ["offsets", "decreasing"]),
@@ -239,6 +240,9 @@ def test_out_of_the_wrong_shape_is_refused():
     scorer = USUAL.build().prepare()
     good = scorer(inst, resp, offsets)
     for bad in [
+        [good.scores],
+        good[:2],
+        good._replace(best=None),
         good._replace(scores=torch.zeros(27)),
         good._replace(best=torch.zeros(3)),
         good._replace(probs=torch.zeros(56)[::2]) if _native.extension else good._replace(probs=torch.zeros(1)),
