@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import MaxLengthCriteria
 from transformers.utils import ModelOutput
 
-from . import fingerprint, reference
+from . import decoding, fingerprint, reference
 from .capture import Capture
 from .decoder import layers_to_read
 from .generation import SERVED
@@ -61,9 +61,9 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
     candidate up to and including the token that ended it, padding. A prompt whose candidates are all out is followed
     by padding alone. With ``return_dict_in_generate=True`` it answers a :class:`BestOfNOutput`.
 
-    ``generate`` repeats the prompt N times before this loop begins, so the prompt is prefilled N times. It hands over
-    neither ``streamer`` nor ``tokenizer``: a streamer never ends, and ``stop_strings`` cannot be served.
-    :class:`BestOfN` has neither limit. The returned loop raises ValueError for an option it cannot serve.
+    ``generate`` hands over neither ``streamer`` nor ``tokenizer``: a streamer gets the prompts and then nothing, and
+    ``stop_strings`` raise; :class:`BestOfN` refuses the one and serves the other. The loop raises ValueError for an
+    option it cannot serve.
     """
     prepare = functools.cache(ranker.prepare)
     config, calibration = ranker.config, ranker.calibration
@@ -90,21 +90,19 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
         plain = copy.copy(generation_config)
         plain.return_dict_in_generate = False
         plain.disable_compile = True
+        plain.pad_token_id = _pad(generation_config)
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
         with Capture(read, mask[::n], n, scorer.config.pooling, scorer.gate) as capture:
-            sequences = model._sample(  # the loop this one stands in for; its signature is custom_generate's contract
-                input_ids,
-                logits_processor=logits_processor,
-                stopping_criteria=_watched(stopping_criteria, capture),
-                generation_config=plain,
-                **model_kwargs,
+            criteria = _watched(stopping_criteria, capture)
+            sequences = decoding.sample(
+                model, input_ids, logits_processor, criteria, plain, n=n, capture=capture, **model_kwargs
             )
         inst, resp = (pooled.to(model.device) for pooled in capture.pooled())
         out = scorer(inst, resp)
         safety = None if calibration is None else reference.calibrate(out.scores, *calibration).view(-1, n)
         lengths = capture.lengths.view(-1, n)
-        chosen = _chosen(sequences, input_ids.shape[1], lengths, out.best, generation_config)
+        chosen = _chosen(sequences, input_ids.shape[1], lengths, out.best, plain.pad_token_id)
         if not generation_config.return_dict_in_generate:
             return chosen
         scores = out.scores.view(-1, n)
@@ -131,8 +129,6 @@ def _check(config: GenerationConfig, n: int) -> None:
             raise ValueError(f"best_of_n: {name} cannot be served: the answer is a BestOfNOutput")
     if n < 2:
         raise ValueError(f"best_of_n: num_return_sequences is the number of candidates, at least 2; got {n}")
-    if not config.do_sample:
-        raise ValueError(f"best_of_n: do_sample=False gives {n} equal candidates; pass do_sample=True")
 
 
 def _watched(criteria: StoppingCriteriaList, capture: Capture) -> StoppingCriteriaList:
@@ -143,15 +139,18 @@ def _watched(criteria: StoppingCriteriaList, capture: Capture) -> StoppingCriter
     return StoppingCriteriaList([*capture.stopping_criteria(eos, others), *own])
 
 
-def _chosen(sequences: Tensor, P: int, lengths: Tensor, best: Tensor, config: GenerationConfig) -> Tensor:
+def _chosen(sequences: Tensor, P: int, lengths: Tensor, best: Tensor, pad: int) -> Tensor:
     """[B, P + T] the best rows, cut to the longest; only padding after the prompt where best is -1."""
     B, n = lengths.shape
     rows = torch.arange(B, device=best.device) * n + best.clamp(min=0)
     kept = lengths.reshape(-1)[rows].masked_fill(best < 0, 0)
     chosen = sequences[rows, : P + int(kept.max())]
     after = torch.arange(chosen.shape[1], device=chosen.device) >= P + kept[:, None]
-    pad = config.pad_token_id
-    if pad is None:
-        eos = torch.as_tensor([0] if config.eos_token_id is None else config.eos_token_id).reshape(-1)
-        pad = int(eos[0])
     return chosen.masked_fill(after, pad)
+
+
+def _pad(config: GenerationConfig) -> int:
+    """As ``generate`` chooses it: the first EOS id where there is no pad id."""
+    if config.pad_token_id is not None:
+        return config.pad_token_id
+    return 0 if config.eos_token_id is None else int(torch.as_tensor(config.eos_token_id).reshape(-1)[0])

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from . import functional
+from .decoding import SELECTABLE
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -169,7 +169,7 @@ def _empty_cache(model: PreTrainedModel) -> DynamicCache | None:
     if config is not model.config or "past_key_values" not in inspect.signature(model.forward).parameters:
         return None
     cache = DynamicCache(config=config)
-    plain = bool(cache.layers) and all(type(x) in (DynamicLayer, DynamicSlidingWindowLayer) for x in cache.layers)
+    plain = bool(cache.layers) and all(type(layer) in SELECTABLE for layer in cache.layers)
     return cache if plain else None
 
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 OPTIONS = dict(max_new_tokens=8, top_k=0, eos_token_id=EOS, pad_token_id=0, do_sample=True, num_return_sequences=N)
 
 
-def run(model, ranker, **options):
+def run(model, ranker, /, **options):
     torch.manual_seed(0)
     return model.generate(**{**PADDED, **OPTIONS, "custom_generate": srr_fast.best_of_n(ranker), **options})
 
@@ -118,9 +118,8 @@ def test_a_generation_config_is_left_alone():
     "options",
     [
         dict(num_beams=2),
-        dict(do_sample=False),
         dict(num_return_sequences=1),
-        dict(prompt_lookup_num_tokens=2),
+        dict(guidance_scale=2.0),
         dict(output_scores=True, return_dict_in_generate=True),
     ],
     ids=lambda options: next(iter(options)),
@@ -134,7 +133,12 @@ def test_options_it_cannot_serve(options):
 def test_models_that_do_not_fit():
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=8, num_layers=2, num_heads=2))
     with pytest.raises(ValueError, match="encoder-decoder"):
-        t5.generate(torch.tensor([[3]]), custom_generate=srr_fast.best_of_n(make_ranker()), decoder_start_token_id=0)
+        t5.generate(
+            torch.tensor([[3]]),
+            custom_generate=srr_fast.best_of_n(make_ranker()),
+            decoder_start_token_id=0,
+            max_new_tokens=2,
+        )
     ranker = make_ranker()
     ranker.model_fingerprint = fingerprint.of_model(tiny("llama"))
     with pytest.warns(UserWarning, match="best_of_n: .*fingerprint"):
@@ -160,7 +164,7 @@ def test_the_folder_by_path(folders, as_object):
     out = run(model, make_ranker(), return_dict_in_generate=True, **options)
     assert torch.equal(out.candidate_scores, run(model, make_ranker(), return_dict_in_generate=True).candidate_scores)
     with pytest.raises(TypeError, match="ranker="):
-        run(model, None, custom_generate=str(ROOT), trust_remote_code=True)
+        run(model, make_ranker(), custom_generate=str(ROOT), trust_remote_code=True)
 
 
 def test_the_folder_in_a_model_repository(folders):
@@ -174,6 +178,8 @@ def test_the_pipeline_keeps_the_scores():
     pipe = transformers.pipeline("text-generation", model=fresh("llama"), tokenizer=tokenizer())
     options = dict(OPTIONS, custom_generate=srr_fast.best_of_n(make_ranker()), return_dict_in_generate=True)
     for answer in pipe(["w30 w31", "w32 w33"], **options):
-        assert set(answer[0]) >= {"generated_text", "best", "best_score", "candidate_scores"}
-        assert len(answer[0]["candidate_scores"]) == N
-        assert max(answer[0]["candidate_scores"]) == answer[0]["best_score"]
+        # transformers 5.16 leaves one dimension more
+        found = {key: torch.as_tensor(value).reshape(-1) for key, value in answer[0].items() if key != "generated_text"}
+        assert len(found["candidate_scores"]) == N
+        assert found["candidate_scores"].max() == found["best_score"]
+        assert found["candidate_scores"].argmax() == found["best"]
