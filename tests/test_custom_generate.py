@@ -57,21 +57,22 @@ def check(out, plain, model, ranker, prompts=IDS, mask=MASK, eos=EOS):
     assert out.sequences.shape == (B, P + int(out.candidate_lengths.gather(1, out.best[:, None]).max()))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "gpt2", "mixtral"])
+EVERY_OPTION = [
+    {},
+    dict(use_cache=False),
+    dict(cache_implementation="static"),
+    dict(prefill_chunk_size=2),
+    dict(temperature=2.0, repetition_penalty=1.2, top_p=0.9),
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        dict(use_cache=False),
-        dict(cache_implementation="static"),
-        dict(prefill_chunk_size=2),
-        dict(temperature=2.0, repetition_penalty=1.2, top_p=0.9),
-    ],
+    ("name", "options"),
+    [(name, options) for name in ("llama", "gemma2") for options in EVERY_OPTION]
+    + [(name, {}) for name in ("bloom", "gpt2", "mixtral")],
     ids=str,
 )
 def test_the_safest_of_what_generate_samples(name, options):
-    if name not in ("llama", "gemma2") and options:
-        pytest.skip("every option on two architectures is enough")
     model, ranker = tiny(name), make_ranker()
     out = run(model, ranker, return_dict_in_generate=True, **options)
     assert isinstance(out, BestOfNOutput)

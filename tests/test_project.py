@@ -66,6 +66,8 @@ def test_python_imports_run_one_way():
             *("capture", "checks", "decoder", "decoding", "fingerprint", "prompts", "pruning", "ranker", "reference"),
         },
         "custom_generate": {"capture", "decoder", "decoding", "fingerprint", "generation", "ranker", "reference"},
+        "cli": {"demo", "cli_text", "env"},
+        "cli_text": {"demo", "generation", "minichat", "ranker"},
         "forced": {"decoding", "functional"},
         "text": {"decoder", "fingerprint", "forced", "prompts", "ranker", "reference"},
     }
