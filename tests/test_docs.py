@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import dynamic_module_utils
 
 from srr_fast.cli import main
@@ -45,6 +47,8 @@ def test_the_python_of_generation_md(folder, capsys):
     code, scope = blocks("docs/generation.md", "python"), {}
     assert len(code) >= 9
     for block in code:
+        if "generate_batch" in block and Version(transformers.__version__) < Version("5.23"):
+            continue
         exec(compile(block, block.splitlines()[0], "exec"), scope)
     assert "Mix flour and water." in capsys.readouterr().out
 
