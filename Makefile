@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 # For the tools of the venv, ninja above all.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-PIP := $(BIN)/python -m pip install --quiet
+# A person at a terminal sees pip at work.
+PIP := $(BIN)/python -m pip install $(shell test -t 2 || echo --quiet)
 NATIVE_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/* csrc/sources.txt)
 
 .PHONY: install demo test bench lint cpp-test python-test cuda-objects sanitize minichat clean

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <cstring>
 #include <initializer_list>
@@ -35,7 +36,7 @@ class Args {
                       t.layout());
     TORCH_CHECK_VALUE(t.dim() == static_cast<int64_t>(dims.size()), op_, ": ", name, " must be ", wanted(dims, dtypes),
                       ", got ", describe(t));
-    TORCH_CHECK_VALUE(!(t.requires_grad() && at::GradMode::is_enabled()), op_, ": ", name,
+    TORCH_CHECK_VALUE(!(t.requires_grad() && c10::GradMode::is_enabled()), op_, ": ", name,
                       " requires a gradient, which the native op does not compute; wanted a detached tensor, "
                       "torch.no_grad(), or the differentiable srr_fast.reference");
     if (device_ == nullptr) device_ = &t;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python module srr_fast._C: what was built, packing, and the prepared scorer. Decides nothing.
+#include <c10/core/GradMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -55,7 +56,7 @@ class PreparedScorer {
     if (!THPVariable_CheckExact(value.ptr())) return false;
     const at::Tensor& t = THPVariable_Unpack(value.ptr());
     return t.layout() == at::kStrided && t.scalar_type() != at::kDouble &&
-           t.device().type() == ranker_.bytes.device().type() && !(t.requires_grad() && at::GradMode::is_enabled());
+           t.device().type() == ranker_.bytes.device().type() && !(t.requires_grad() && c10::GradMode::is_enabled());
   }
 
   srr_fast::PackedRanker ranker_;

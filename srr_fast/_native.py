@@ -5,11 +5,17 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from .env import build_note
+
+def build_note() -> str | None:
+    """What setup.py wrote when it left the extension out."""
+    note = Path(__file__).with_name("_build_note.txt")
+    return note.read_text().strip() if note.is_file() else None
+
 
 BACKENDS = ("native", "reference")
 _forced = os.environ.get("SRR_FAST_BACKEND") or None

@@ -189,6 +189,7 @@ Ranks sampled answers by safety from the language model's own hidden states (arX
 
 ```python
 import srr_fast
+
 ranker = srr_fast.SafetyRanker.from_pretrained("this folder")
 ```
 

@@ -16,12 +16,6 @@ from pathlib import Path
 PACKAGES = ("srr_fast", "torch", "transformers", "safetensors", "huggingface_hub", "numpy", "pybind11", "ninja")
 
 
-def build_note() -> str | None:
-    """What setup.py wrote when it left the extension out."""
-    note = Path(__file__).with_name("_build_note.txt")
-    return note.read_text().strip() if note.is_file() else None
-
-
 def cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -4,15 +4,17 @@
 import hashlib
 import json
 import math
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from srr_fast import Calibration, RankerConfig, SafetyRanker, checkpoint
+from srr_fast import Calibration, RankerConfig, SafetyRanker, checkpoint, minichat
 
 from .cases import ScoreCase
+from .numerics import assert_same_order
 
 CASES = [
     ScoreCase("list", (4,), 32),
@@ -55,23 +57,35 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, case):
     assert "some/model" in (tmp_path / "README.md").read_text()
 
 
-def test_ten_lines_of_plain_pytorch_read_it(tmp_path):
-    ranker = saved(tmp_path, ScoreCase("", (6,), 48, {"proj_dim": 32, "num_heads": 2, "num_layers": 2}))
-    inst, resp, _ = ScoreCase("", (6,), 48).inputs()
-
-    c = json.loads((tmp_path / "config.json").read_text())["ranker"]
-    w = safetensors.torch.load_file(tmp_path / "model.safetensors")
-    layer = torch.nn.TransformerEncoderLayer(
-        c["proj_dim"], c["num_heads"], c["ffn_dim"], activation="gelu", batch_first=True
-    )
-    encoder = torch.nn.TransformerEncoder(layer, c["num_layers"]).eval()
+def plain_pytorch(folder, inst, resp):
+    """The scores of one list from a checkpoint, in ten lines that know nothing of this package."""
+    c = json.loads((folder / "config.json").read_text())["ranker"]
+    w = safetensors.torch.load_file(folder / "model.safetensors")
+    p, heads, ffn = c["proj_dim"], c["num_heads"], c["ffn_dim"]
+    layer = torch.nn.TransformerEncoderLayer(p, heads, ffn, activation="gelu", batch_first=True)
+    encoder = torch.nn.TransformerEncoder(layer, c["num_layers"], enable_nested_tensor=False).eval()
     encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in w.items() if k.startswith("encoder.")})
     x = F.linear(torch.cat([inst, resp]), w["projection.weight"], w["projection.bias"])
-    o = encoder(x[None])[0]
-    scores = F.cosine_similarity(o[:1], o[1:])
+    x = x[None] if c["scope"] == "list" else torch.stack([x[:1].expand_as(x[1:]), x[1:]], 1)
+    o = encoder(x)
+    return F.cosine_similarity(*((o[0, :1], o[0, 1:]) if c["scope"] == "list" else o.unbind(1)))
 
-    torch.testing.assert_close(scores, ranker.score(inst, resp).scores, rtol=0, atol=1e-5)
-    torch.testing.assert_close(scores.detach(), ranker.prepare()(inst, resp).scores, rtol=0, atol=1e-5)
+
+@pytest.mark.parametrize("which", ["bundled", "random"])
+def test_ten_lines_of_plain_pytorch_read_it(tmp_path, which):
+    folder = Path(minichat.__file__).parent / "ranker" if which == "bundled" else tmp_path
+    if which == "random":
+        saved(folder, ScoreCase("", (6,), 48, {"proj_dim": 32, "num_heads": 2, "num_layers": 2}))
+    ranker = SafetyRanker.from_pretrained(folder)
+    inst, resp, _ = ScoreCase("", (6,), ranker.config.state_size).inputs()
+    with torch.no_grad():
+        scores = plain_pytorch(folder, inst, resp)
+        torch.testing.assert_close(scores, ranker.score(inst, resp).scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores, ranker.prepare()(inst, resp).scores, rtol=0, atol=1e-5)
+        half = ranker.prepare(dtype=torch.bfloat16)(inst.bfloat16(), resp.bfloat16()).scores
+        exact = plain_pytorch(folder, inst.bfloat16().float(), resp.bfloat16().float())
+    torch.testing.assert_close(half, exact, rtol=0, atol=5e-3)
+    assert_same_order(half, exact, 5e-3)
 
 
 def test_the_digest_is_what_the_format_says(tmp_path):

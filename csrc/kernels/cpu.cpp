@@ -10,16 +10,17 @@ namespace {
 
 // What this build holds and this machine runs, best first.
 struct Available {
-  const CpuKernels* kernels[4] = {};
-  const char* names[4] = {};
+  const CpuKernels* kernels[5] = {};
+  const char* names[5] = {};
 
   Available() {
     int n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-      kernels[n++] = &kAvx512;
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) kernels[n++] = &kAvx512Bf16;
+    if (avx512) kernels[n++] = &kAvx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
       kernels[n++] = &kAvx2;
 #endif

@@ -23,6 +23,18 @@ struct Int {
   static constexpr int value = V;
 };
 
+// Writes a tile to Y, or adds it.
+template <int R, int P>
+SRR_INLINE void put_tile(const F16 (&acc)[R][P], float* y, int64_t y_stride, bool add) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < P; ++c) {
+      float* at = y + r * y_stride + c * kPanel;
+      store(at, add ? load(at) + acc[r][c] : acc[r][c]);
+    }
+}
+
 // One tile: R rows times P panels over K rows of weights. Panel c starts at w + c * panel_stride, its row k is
 // k * row_stride further on. `add`: Y holds a partial sum already. Not inlined: the registers of the loop are all its
 // own.
@@ -47,13 +59,7 @@ __attribute__((noinline)) void tile_f32(const X& x, int64_t row0, const float* w
       for (int c = 0; c < P; ++c) acc[r][c] = fma(s, b[c], acc[r][c]);
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int c = 0; c < P; ++c) {
-      float* at = y + r * y_stride + c * kPanel;
-      store(at, add ? load(at) + acc[r][c] : acc[r][c]);
-    }
+  put_tile(acc, y, y_stride, add);
 }
 
 // The same with bfloat16 weights in interleaved pairs of rows.
@@ -82,14 +88,35 @@ __attribute__((noinline)) void tile_bf16(const X& x, int64_t row0, const uint16_
   int64_t k = 0;
   for (; k + 1 < K; k += 2) step(k, Int<1>{});
   if (k < K) step(k, Int<0>{});
+  put_tile(acc, y, y_stride, add);
+}
+
+#if defined(SRR_BF16_DOT)
+// The same with bfloat16 rows too: pairs of products are summed by one instruction. K is even.
+template <int R, int P>
+__attribute__((noinline)) void tile_dot(const uint16_t* const* rows, const uint16_t* w, int64_t panel_stride, int64_t K,
+                                        float* y, int64_t y_stride, bool add) {
+  const uint16_t* a[R];
+  for (int r = 0; r < R; ++r) a[r] = rows[r];
+  F16 acc[R][P];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int c = 0; c < P; ++c) {
-      float* at = y + r * y_stride + c * kPanel;
-      store(at, add ? load(at) + acc[r][c] : acc[r][c]);
+    for (int c = 0; c < P; ++c) acc[r][c] = zero();
+  for (int64_t k = 0; k < K; k += 2) {
+    Pairs b[P];
+#pragma GCC unroll 8
+    for (int c = 0; c < P; ++c) b[c] = load_pairs(w + c * panel_stride + k * kPanel);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Pairs s = set1_pair(a[r] + k);
+#pragma GCC unroll 8
+      for (int c = 0; c < P; ++c) acc[r][c] = dot_pairs(s, b[c], acc[r][c]);
     }
+  }
+  put_tile(acc, y, y_stride, add);
 }
+#endif
 
 // Calls body(Int<n>{}) for n in 1 .. V.
 template <int V, class Body>
@@ -110,42 +137,60 @@ SRR_INLINE void for_row_tiles(int64_t rows, Body&& body) {
   }
 }
 
+// Calls body(R, P, row0, panel) for tiles of R rows and P panels that cover all rows and panels.
+template <class Body>
+SRR_INLINE void for_tiles(int64_t rows, int64_t panels, Body&& body) {
+  for (int64_t panel = 0; panel < panels; panel += kMaxPanels)
+    with_int<kMaxPanels>(at_most(panels - panel, kMaxPanels), [&](auto P) {
+      for_row_tiles(rows, [&](int64_t row0, int64_t height) {
+        with_int<kMaxRows>(height, [&](auto R) { body(R, P, row0, panel); });
+      });
+    });
+}
+
 // Y[r] (+)= X[r] W^T for fp32 panels at w: panel c starts at w + c * panel_stride, its row k is k * row_stride on.
 template <class X>
 inline void gemm_panels(const X& x, int64_t rows, const float* w, int64_t panel_stride, int64_t row_stride, int64_t K,
                         int64_t panels, float* y, int64_t y_stride, bool add) {
-  for (int64_t panel = 0; panel < panels; panel += kMaxPanels)
-    with_int<kMaxPanels>(at_most(panels - panel, kMaxPanels), [&](auto P) {
-      for_row_tiles(rows, [&](int64_t row0, int64_t height) {
-        with_int<kMaxRows>(height, [&](auto R) {
-          tile_f32<R.value, P.value>(x, row0, w + panel * panel_stride, panel_stride, row_stride, K,
-                                     y + row0 * y_stride + panel * kPanel, y_stride, add);
-        });
-      });
-    });
+  for_tiles(rows, panels, [&](auto R, auto P, int64_t row0, int64_t panel) {
+    tile_f32<R.value, P.value>(x, row0, w + panel * panel_stride, panel_stride, row_stride, K,
+                               y + row0 * y_stride + panel * kPanel, y_stride, add);
+  });
+}
+
+SRR_INLINE const uint16_t* bf16_block(const PackedMatrix& m, const void* packed, int64_t block) {
+  return reinterpret_cast<const uint16_t*>(at_bytes(packed, m.offset_bytes)) + m.panel_index(block, 0);
 }
 
 // Y[r] (+)= X[r] W^T over one K-block of a packed matrix; X's first column is the block's first row.
 template <class X>
 inline void gemm_block(const X& x, int64_t rows, const PackedMatrix& m, const void* packed, int64_t block, float* y,
                        int64_t y_stride, bool add) {
-  const int64_t K = m.block_rows(block), panels = m.N_padded() / kPanel, first = m.panel_index(block, 0);
+  const int64_t K = m.block_rows(block), panels = m.N_padded() / kPanel;
   if (!m.bf16) {
-    const float* w = at_bytes(packed, m.offset_bytes) + first;
+    const float* w = at_bytes(packed, m.offset_bytes) + m.panel_index(block, 0);
     return gemm_panels(x, rows, w, K * kPanel, kPanel, K, panels, y, y_stride, add);
   }
-  const uint16_t* w = reinterpret_cast<const uint16_t*>(at_bytes(packed, m.offset_bytes)) + first;
+  const uint16_t* w = bf16_block(m, packed, block);
   const int64_t valid = at_most(m.K - block * kBlockK, K);
-  for (int64_t panel = 0; panel < panels; panel += kMaxPanels)
-    with_int<kMaxPanels>(at_most(panels - panel, kMaxPanels), [&](auto P) {
-      for_row_tiles(rows, [&](int64_t row0, int64_t height) {
-        with_int<kMaxRows>(height, [&](auto R) {
-          tile_bf16<R.value, P.value>(x, row0, w + panel * K * kPanel, K * kPanel, valid,
-                                      y + row0 * y_stride + panel * kPanel, y_stride, add);
-        });
-      });
-    });
+  for_tiles(rows, panels, [&](auto R, auto P, int64_t row0, int64_t panel) {
+    tile_bf16<R.value, P.value>(x, row0, w + panel * K * kPanel, K * kPanel, valid,
+                                y + row0 * y_stride + panel * kPanel, y_stride, add);
+  });
 }
+
+#if defined(SRR_BF16_DOT)
+// The same for bfloat16 rows, by the instruction that adds the products of pairs. `rows` hold K_padded elements each.
+inline void gemm_block_dot(const uint16_t* const* x, int64_t rows, const PackedMatrix& m, const void* packed,
+                           int64_t block, float* y, int64_t y_stride, bool add) {
+  const int64_t K = m.block_rows(block);
+  const uint16_t* w = bf16_block(m, packed, block);
+  for_tiles(rows, m.N_padded() / kPanel, [&](auto R, auto P, int64_t row0, int64_t panel) {
+    tile_dot<R.value, P.value>(x + row0, w + panel * K * kPanel, K * kPanel, K, y + row0 * y_stride + panel * kPanel,
+                               y_stride, add);
+  });
+}
+#endif
 
 // Y = X W^T. Each K-block is summed afresh before it joins Y, which bounds the rounding error.
 inline void gemm(RowsAt x, int64_t rows, const PackedMatrix& m, const void* packed, float* y, int64_t y_stride) {

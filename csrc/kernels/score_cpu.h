@@ -115,6 +115,31 @@ SRR_INLINE const StateRows& rows_of(const ScoreParams& a, int64_t row, int64_t& 
   return row < a.B ? a.inst : a.resp;
 }
 
+#if defined(SRR_BF16_DOT)
+// Where states and weights are bfloat16 the products are taken as they are; only an odd last column is copied, to
+// stand beside a zero.
+SRR_INLINE void project_block_dot(const ScoreParams& a, const ScorePlan& plan, int64_t block, int64_t row0,
+                                  int64_t row1, unsigned char* scratch, float* partial, bool add) {
+  const PackedMatrix m = a.layout.projection();
+  const int64_t column = block * kBlockK, valid = at_most(a.layout.d - column, kBlockK);
+  const uint16_t** pointers = reinterpret_cast<const uint16_t**>(scratch);
+  uint16_t* copies = reinterpret_cast<uint16_t*>(scratch + 8 * plan.row_group);
+  for (int64_t r = row0; r < row1; ++r) {
+    int64_t index;
+    const StateRows& from = rows_of(a, r, index);
+    const uint16_t* row = static_cast<const uint16_t*>(from.data) + index * from.stride + column;
+    if (valid % 2) {
+      uint16_t* copy = copies + (r - row0) * kBlockK;
+      for (int64_t i = 0; i < valid; ++i) copy[i] = row[i];
+      copy[valid] = 0;
+      row = copy;
+    }
+    pointers[r - row0] = row;
+  }
+  gemm_block_dot(pointers, row1 - row0, m, a.packed, block, partial, plan.p, add);
+}
+#endif
+
 // partial[row - row0] = K-slice `slice` of the projection of rows [row0, row1); no bias yet.
 inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, int64_t row0, int64_t row1,
                     unsigned char* scratch, float* partial) {
@@ -123,7 +148,13 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
   const float** pointers = reinterpret_cast<const float**>(scratch);
   float* widened = reinterpret_cast<float*>(scratch + 8 * plan.row_group);
   for (int64_t block = block0; block < block1; ++block) {
-    const int64_t column = block * kBlockK, valid = a.layout.d - column < kBlockK ? a.layout.d - column : kBlockK;
+#if defined(SRR_BF16_DOT)
+    if (m.bf16 && a.inst.dtype == DType::kBFloat16 && a.resp.dtype == DType::kBFloat16) {
+      project_block_dot(a, plan, block, row0, row1, scratch, partial, block > block0);
+      continue;
+    }
+#endif
+    const int64_t column = block * kBlockK, valid = at_most(a.layout.d - column, kBlockK);
     for (int64_t r = row0; r < row1; ++r) {
       int64_t index;
       const StateRows& from = rows_of(a, r, index);

@@ -46,6 +46,22 @@ SRR_INLINE F16 where_positive(F16 x, F16 a, F16 b) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GE_OQ), b.v, a.v)};
 }
 
+#if defined(SRR_BF16_DOT)
+// Sixteen pairs of bfloat16, and acc + a0 b0 + a1 b1 for each.
+struct Pairs {
+  __m512i v;
+};
+SRR_INLINE Pairs load_pairs(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+SRR_INLINE Pairs set1_pair(const uint16_t* p) {
+  int pair;
+  __builtin_memcpy(&pair, p, 4);
+  return {_mm512_set1_epi32(pair)};
+}
+SRR_INLINE F16 dot_pairs(Pairs a, Pairs b, F16 acc) {
+  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+}
+#endif
+
 #elif defined(SRR_AVX2)
 
 struct F16 {
