@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sampling loop for ``generate`` in which prompts are prefilled once and finished rows are no longer computed.
+"""A sampling loop for ``generate``: prompts are prefilled once, finished rows are no longer computed.
 
 Knows rows and caches; knows nothing of what is pooled, scored or stopped. The steps around it are generate's own, which
 is why some of its underscored methods are called here and nowhere else.
@@ -21,6 +21,42 @@ if TYPE_CHECKING:
 
 SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer)  # cache layers whose rows can be repeated and selected
 DONE_TO_LEAVE = 0.125  # share of the computed rows that must have finished before the others are copied together
+SPARE = 64  # positions
+
+
+class RoomyLayer(DynamicLayer):
+    """A full-attention cache layer that writes new positions into spare room, where its base copies all it holds.
+
+    layer: what it starts from. ``keys`` and ``values`` are the used front of ``room``: both [rows, ..., positions, d].
+    """
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        super().__init__()
+        vars(self).update(vars(layer))
+        self.room = layer.keys, layer.values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        used, new = self.keys.shape[-2], key_states.shape[-2]
+        if used + new > self.room[0].shape[-2]:
+            self.room = _with_room(self.keys, used + new), _with_room(self.values, used + new)
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room.narrow(-2, used, new).copy_(states)
+        return self._use(used + new)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.room = self.room[0][indices], self.room[1][indices]
+        self._use(self.keys.shape[-2])
+
+    def _use(self, positions: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (room.narrow(-2, 0, positions) for room in self.room)
+        return self.keys, self.values
+
+
+def _with_room(held: Tensor, positions: int) -> Tensor:
+    *rows, used, d = held.shape
+    room = held.new_empty(*rows, positions + positions // 8 + SPARE, d)
+    room.narrow(-2, 0, used).copy_(held)
+    return room
 
 
 def sample(
@@ -49,6 +85,7 @@ def sample(
     cache = model_kwargs["past_key_values"]
     outputs = model._prefill(input_ids[::n], generation_config, _select(slice(None, None, n), model_kwargs))
     cache.batch_repeat_interleave(n)
+    cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     logits = _last(outputs, input_ids).repeat_interleave(n, 0)
     unfinished = torch.ones(rows, dtype=torch.bool, device=input_ids.device)
     computed = torch.arange(rows, device=input_ids.device)
@@ -74,7 +111,9 @@ def sample(
             inputs = model.prepare_inputs_for_generation(input_ids[computed], next_sequence_length=1, **model_kwargs)
             outputs = model(**inputs, return_dict=True)
             last = _last(outputs, input_ids)
-            logits = last if len(computed) == rows else last.new_zeros(rows, last.shape[1]).index_copy(0, computed, last)
+            logits = (
+                last if len(computed) == rows else last.new_zeros(rows, last.shape[1]).index_copy(0, computed, last)
+            )
 
 
 def _rows_can_leave(rows: int, model_kwargs: dict[str, Any]) -> bool:
