@@ -69,7 +69,8 @@ class TruncatedForward:
         try:
             self.model(input_ids=ids, **inputs)
         except _AllRead:
-            parts = [self._states[slot].to(self._states[0].device) for slot in range(len(self.layers))]
+            found, self._states = self._states, {}
+            parts = [found[slot].to(found[0].device) for slot in range(len(self.layers))]
             states = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
             if states.shape[:2] == ids.shape:
                 return states
@@ -110,16 +111,18 @@ def pool_given(
     prompt that has no others is not run: its row is NaN too. Where every layer of the model's cache is a plain dynamic
     one, a prompt with two responses or more is run once and its cache shared; elsewhere each sequence is run whole.
     """
-    gate = None if gate is None else gate.to(model.device)
     pooled: dict[tuple[int, int | None], Tensor] = {}  # (prompt, response); (prompt, None) is the prompt itself
     alone: list[tuple[int, int]] = []
-    takes = inspect.signature(model.forward).parameters
+    uncached = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     with TruncatedForward(model, layers) as forward, _progress(responses) as progress:
 
-        def pool(states: Tensor, spans: list[tuple[int, int]]) -> list[Tensor]:
-            spans_tensor = torch.tensor(spans, dtype=torch.int64, device=states.device)
+        def read(rows: Sequence[Ids], *ranges: list[tuple[int, int]], **inputs: Any) -> list[Tensor]:
+            """Pooled [rows, d] for each list of one range of tokens per row."""
+            states = forward(_right_padded(rows, model), **inputs)
             moved = None if gate is None else gate.to(states.device)
-            return list(functional.pool(states, spans_tensor, pooling=pooling, gate=moved).to(model.device))
+            spans = [torch.tensor(one, dtype=torch.int64, device=states.device) for one in ranges]
+            rows_pooled = [functional.pool(states, one, pooling=pooling, gate=moved) for one in spans]
+            return [one.to(model.device, torch.float32) for one in rows_pooled]
 
         for b, (prompt, answers) in enumerate(zip(prompts, responses, strict=True)):
             some = [i for i, answer in enumerate(answers) if len(answer)]
@@ -127,28 +130,27 @@ def pool_given(
             if cache is None:
                 alone += [(b, i) for i in some]
                 continue
-            states = forward(_right_padded([prompt], model), past_key_values=cache, use_cache=True)
-            pooled[b, None] = pool(states, [(0, len(prompt))])[0]
+            (inst,) = read([prompt], [(0, len(prompt))], past_key_values=cache, use_cache=True)
+            pooled[b, None] = inst[0]
             for batch in _batches(some, [len(answers[i]) for i in some], len(prompt), batch_tokens):
-                shared = copy.deepcopy(cache)
-                shared.batch_repeat_interleave(len(batch))
                 rows = [answers[i] for i in batch]
-                states = forward(_right_padded(rows, model), past_key_values=shared, use_cache=True)
-                for i, row in zip(batch, pool(states, [(0, len(ids)) for ids in rows]), strict=True):
-                    pooled[b, i] = row
+                whole = [(0, len(ids)) for ids in rows]
+                (resp,) = read(rows, whole, past_key_values=_repeated(cache, len(rows)), use_cache=True)
+                pooled |= {(b, i): row for i, row in zip(batch, resp, strict=True)}
                 progress.update(sum(map(len, rows)))
 
-        uncached = {"use_cache": False} if "use_cache" in takes else {}
         lengths = [len(prompts[b]) + len(responses[b][i]) for b, i in alone]
         for pairs in _batches(alone, lengths, 0, batch_tokens):
             rows = [[*prompts[b], *responses[b][i]] for b, i in pairs]
-            states = forward(_right_padded(rows, model), **uncached)
             starts = [len(prompts[b]) for b, _ in pairs]
-            insts = pool(states, [(0, start) for start in starts])
-            resps = pool(states, [(start, len(ids)) for start, ids in zip(starts, rows, strict=True)])
-            for (b, i), inst, resp in zip(pairs, insts, resps, strict=True):
-                pooled.setdefault((b, None), inst)
-                pooled[b, i] = resp
+            inst, resp = read(
+                rows,
+                [(0, start) for start in starts],
+                [(start, len(ids)) for start, ids in zip(starts, rows, strict=True)],
+                **uncached,
+            )
+            pooled |= {(b, None): row for (b, _), row in zip(pairs, inst, strict=True)}
+            pooled |= dict(zip(pairs, resp, strict=True))
             progress.update(sum(len(responses[b][i]) for b, i in pairs))
 
     d = model.config.get_text_config(decoder=True).hidden_size * len(layers)
@@ -171,6 +173,13 @@ def _empty_cache(model: PreTrainedModel) -> DynamicCache | None:
     cache = DynamicCache(config=config)
     plain = bool(cache.layers) and all(type(layer) in SELECTABLE for layer in cache.layers)
     return cache if plain else None
+
+
+def _repeated(cache: DynamicCache, rows: int) -> DynamicCache:
+    """A copy for so many rows; the layers above the last one read are empty."""
+    copied = copy.deepcopy(cache)
+    copied.batch_repeat_interleave(rows)
+    return copied
 
 
 def _batches(items: Sequence[Any], lengths: Sequence[int], prefix: int, budget: int) -> Iterator[list[Any]]:

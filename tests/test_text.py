@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import inspect
+import io
+import sys
 import threading
+import time
 import warnings
 from dataclasses import replace
 
@@ -190,9 +193,21 @@ def test_pooled_states_without_a_ranker():
     assert resp.isnan().all(1).tolist() == [False, False, True, False, False, True]
 
 
-def test_a_short_run_shows_no_progress(capfd):
-    make_ranker().rank(tiny("llama"), None, [30], RESPONSES)
-    assert capfd.readouterr() == ("", "")
+@pytest.mark.parametrize(("seconds", "shown"), [(0.0, False), (0.6, True)])
+def test_progress_is_shown_on_a_terminal_past_a_second(monkeypatch, seconds, shown):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    model = fresh("llama")
+    model.model.layers[0].register_forward_pre_hook(lambda *_: time.sleep(seconds))
+    make_ranker().rank(model, None, [30], RESPONSES, batch_tokens=8)
+    assert ("srr_fast: reading" in terminal.getvalue()) == shown
+
+
+def test_float64_models():
+    model, ranker = fresh("llama", torch.float64), make_ranker()
+    ranked = ranker.rank(model, None, PROMPTS[0], RESPONSES)
+    torch.testing.assert_close(scores_of(ranked), expected(model, ranker, PROMPTS[0], RESPONSES), atol=1e-5, rtol=0)
 
 
 def test_one_default():
