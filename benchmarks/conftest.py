@@ -35,13 +35,16 @@ def threads(request):
 def pytest_terminal_summary(terminalreporter):
     if not COMPARISONS:
         return
-    names = list(COMPARISONS[0][1])
     write = terminalreporter.write_line
     write("")
-    write(f"{env.cpu_name()}; medians of one interleaved run per row; x = times slower than {names[0]}")
-    write("| case | " + f"{names[0]}, us (quartiles) | " + " | ".join(names[1:]) + " |")
-    write("|---" * (len(names) + 1) + "|")
+    write(f"{env.cpu_name()}; medians of one interleaved run per row; x = times slower than the first")
+    header: list[str] = []
     for case, result in COMPARISONS:
+        names = list(result)
+        if names != header:
+            write(f"| case | {names[0]}, us (quartiles) | " + " | ".join(names[1:]) + " |")
+            write("|---" * (len(names) + 1) + "|")
+            header = names
         base = result[names[0]]
         cells = [f"{base['median_us']:.0f} ({base['q1_us']:.0f}-{base['q3_us']:.0f})"]
         cells += [f"x{result[name]['ratio']:.2f}" for name in names[1:]]

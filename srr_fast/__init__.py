@@ -6,22 +6,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import RankerConfig
+    from .custom_generate import BestOfNOutput, best_of_n
     from .functional import pool, pool_update_, score
     from .generation import BestOfN, BestOfNResult, Candidate
     from .prepared import PreparedScorer
     from .ranker import Calibration, SafetyRanker
     from .reference import ScoreOutput
+    from .text import RankedResponse, TextRanker
 
 __version__ = "0.1.0"
 __all__ = [
     "BestOfN",
+    "BestOfNOutput",
     "BestOfNResult",
     "Calibration",
     "Candidate",
     "PreparedScorer",
+    "RankedResponse",
     "RankerConfig",
     "SafetyRanker",
     "ScoreOutput",
+    "TextRanker",
+    "best_of_n",
     "pool",
     "pool_update_",
     "score",
@@ -29,11 +35,13 @@ __all__ = [
 
 _HOMES = {
     "config": ("RankerConfig",),
+    "custom_generate": ("BestOfNOutput", "best_of_n"),
     "functional": ("pool", "pool_update_", "score"),
     "generation": ("BestOfN", "BestOfNResult", "Candidate"),
     "prepared": ("PreparedScorer",),
     "ranker": ("Calibration", "SafetyRanker"),
     "reference": ("ScoreOutput",),
+    "text": ("RankedResponse", "TextRanker"),
 }
 
 

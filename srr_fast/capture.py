@@ -39,7 +39,8 @@ class Capture:
     padding.
 
     The hooks answer only in the thread (context) that entered: other generations on the same model are not seen.
-    Pass :meth:`stopping_criteria` to ``generate``; it is how the capture learns which rows are alive.
+    Pass :meth:`stopping_criteria` to ``generate``; it is how the capture learns which rows are alive. A decoding loop
+    that leaves rows out of the forward sets ``rows``, int64, to those it computes, in their order.
     Raises RuntimeError when the states that come are not those of the tokens, one each.
     """
 
@@ -61,6 +62,7 @@ class Capture:
         self.length = P  # positions of the sequences so far
         self.seen = 0  # positions whose states have come
         self.seconds = 0.0
+        self.rows: Tensor | None = None  # None: all
         self._parts: dict[int, Tensor] = {}
         self._prompt: tuple[Tensor, Tensor] | None = None
         self._response: tuple[Tensor, Tensor] | None = None
@@ -112,11 +114,12 @@ class Capture:
         rows, T, d = states.shape
         missing = self.length - self.seen
         first = self.seen if missing >= T else self.length - T
-        if missing == 0 or first < 0 or rows not in (B, B * self.n):
+        wanted = B * self.n if self.rows is None else len(self.rows)
+        prompts_alone = rows == B and first + T <= P
+        if missing == 0 or first < 0 or not (rows == wanted or prompts_alone):
             raise RuntimeError(
-                f"Capture: wants the states of at most {self.length} tokens, {missing} of them new, in {B} or "
-                f"{B * self.n} rows; got {list(states.shape)}. The model adds positions of its own or runs a layer "
-                "several times"
+                f"Capture: wants the states of at most {self.length} tokens, {missing} of them new, in {wanted} rows; "
+                f"got {list(states.shape)}. The model adds positions of its own or runs a layer several times"
             )
         if self._prompt is None or self._response is None:
             dtype = reference.accumulation_dtype(states.dtype)
@@ -132,7 +135,15 @@ class Capture:
             spans = torch.stack([begin, torch.full_like(begin, end)], 1)
             self._update(self._prompt, states[:: rows // B, :end], spans)
         if high > P:
-            self._update(self._response, states[:, max(P - low, 0) :], self.spans)
+            states = states[:, max(P - low, 0) :]
+            if self.rows is None:
+                self._update(self._response, states, self.spans)
+            else:
+                at = self.rows.to(states.device)
+                running = (self._response[0][at], self._response[1][at])
+                self._update(running, states, self.spans[self.rows])
+                for whole, part in zip(self._response, running, strict=True):
+                    whole[at] = part
         self.seen = high
 
     def _update(self, running: tuple[Tensor, Tensor], states: Tensor, spans: Tensor) -> None:
@@ -148,6 +159,15 @@ class Capture:
             )
         self.length = length
         self.lengths += self.spans[:, 1]
+        self.stop(finished)
+
+    @property
+    def alive(self) -> Tensor:
+        """Rows that have not finished, bool [B * n]."""
+        return self.spans[:, 1] != 0
+
+    def stop(self, finished: Tensor) -> None:
+        """Pool no more tokens of these rows, bool [B * n]."""
         self.spans[:, 1] *= ~finished
 
 

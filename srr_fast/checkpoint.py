@@ -59,13 +59,14 @@ def load(path_or_hub_id: str | Path, revision: str | None) -> SafetyRanker:
     if digest({key: value for key, value in config.items() if key != "sha256"}, data) != config["sha256"]:
         raise refusal(folder, "sha256 does not match: config or tensors were damaged or edited")
     try:
-        ranker = SafetyRanker(
-            RankerConfig.from_dict(config["ranker"]),
-            calibration=None if config["calibration"] is None else Calibration(*config["calibration"]),
-            model_id=config["model_id"],
-            model_fingerprint=config["model_fingerprint"],
-            metrics=config["metrics"],
-        )
+        with torch.random.fork_rng(devices=[]):  # the caller's seed is for sampling
+            ranker = SafetyRanker(
+                RankerConfig.from_dict(config["ranker"]),
+                calibration=None if config["calibration"] is None else Calibration(*config["calibration"]),
+                model_id=config["model_id"],
+                model_fingerprint=config["model_fingerprint"],
+                metrics=config["metrics"],
+            )
         tensors = safetensors.torch.load(data)
     except (TypeError, ValueError, safetensors.SafetensorError) as error:
         raise refusal(folder, str(error)) from error

@@ -5,16 +5,25 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import NoReturn
+
+FORMATS = ("text", "json", "jsonl")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line; a subcommand's modules are imported when it runs."""
-    parser = argparse.ArgumentParser(prog="srr-fast", description="Choose the safest of N answers of a language model.")
+    parser = _Parser(prog="srr-fast", description="Choose the safest of N answers of a language model.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="best-of-N on the bundled model or on yours")
-    demo.add_argument("--model", metavar="HUB_ID_OR_FOLDER", help="default: the bundled minichat")
-    demo.add_argument("--ranker", metavar="FOLDER", help="the ranker for --model")
+    _add_model(demo)
     demo.add_argument("--n", type=_positive, default=16, help="candidates per prompt (%(default)s)")
     demo.add_argument("--prompts", type=_positive, default=60, metavar="K", help="held-out prompts (%(default)s)")
     demo.add_argument("--prompt", nargs="+", metavar="TEXT", help="your own prompts instead")
@@ -23,24 +32,94 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo, parser=demo)
 
+    rank = commands.add_parser("rank", help="rank given answers to an instruction, best first")
+    _add_model(rank)
+    rank.add_argument("--instruction", required=True, metavar="TEXT")
+    rank.add_argument(
+        "--candidates",
+        required=True,
+        metavar="FILE|-",
+        help='one answer per line, a JSON list, or JSONL of strings or {"text": ...}; blank lines do not count',
+    )
+    rank.add_argument("--top-k", type=_positive, metavar="K", help="results to print; default: all")
+    rank.add_argument("--format", choices=FORMATS, default="text", help="of the output (%(default)s)")
+    rank.set_defaults(run=_rank, parser=rank)
+
+    generate = commands.add_parser("generate", help="answer prompts with the safest of N samples")
+    _add_model(generate)
+    generate.add_argument("prompts", nargs="*", metavar="PROMPT")
+    generate.add_argument(
+        "--input",
+        metavar="FILE|-",
+        help='prompts instead: one per line, a JSON list, or JSONL of strings, {"prompt": ...} or {"messages": [...]}',
+    )
+    generate.add_argument("--n", type=_positive, default=16, help="candidates per prompt (%(default)s)")
+    generate.add_argument("--min-safety", type=float, metavar="S", help="answer nothing below this safety, in [0, 1]")
+    generate.add_argument("--fallback", metavar="TEXT", help="what to answer then")
+    generate.add_argument(
+        "--max-new-tokens", type=_positive, default=256, metavar="T", help="per candidate (%(default)s)"
+    )
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--format", choices=FORMATS, default="text", help="of the output (%(default)s)")
+    generate.set_defaults(run=_generate, parser=generate)
+
     env = commands.add_parser("env", help="versions, what was built and what was not")
-    env.set_defaults(run=_env)
+    env.set_defaults(run=_env, parser=env)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command; returns the exit status: 2 for a fault of the caller, said in one line on stderr."""
     args = build_parser().parse_args(argv)
-    return args.run(args) or 0
+    try:
+        return args.run(args) or 0
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        print(f"{args.parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="HUB_ID_OR_FOLDER", help="default: the bundled minichat")
+    command.add_argument("--ranker", metavar="HUB_ID_OR_FOLDER", help="the ranker for --model")
+
+
+def _check_model(args: argparse.Namespace) -> None:
+    if (args.model is None) != (args.ranker is None):
+        args.parser.error("--model and --ranker go together: a ranker reads the states of one model")
 
 
 def _demo(args: argparse.Namespace) -> None:
-    if (args.model is None) != (args.ranker is None):
-        args.parser.error("--model and --ranker go together: a ranker reads the states of one model")
+    _check_model(args)
     from .demo import Demo
 
     Demo(args.model, args.ranker, n=args.n, seed=args.seed, max_new_tokens=args.max_new_tokens).run(
         prompts=args.prompts, texts=args.prompt, tables=args.tables
+    )
+
+
+def _rank(args: argparse.Namespace) -> None:
+    _check_model(args)
+    from . import cli_text
+
+    cli_text.rank(args.model, args.ranker, args.instruction, args.candidates, args.top_k, args.format)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    _check_model(args)
+    if bool(args.prompts) == (args.input is not None):
+        args.parser.error("wants either PROMPT... or --input FILE|-")
+    from . import cli_text
+
+    cli_text.generate(
+        args.model,
+        args.ranker,
+        args.prompts or cli_text.read(args.input, cli_text.prompt_of),
+        args.format,
+        args.seed,
+        n=args.n,
+        min_safety=args.min_safety,
+        fallback=args.fallback,
+        max_new_tokens=args.max_new_tokens,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from torch import nn
     from transformers import PreTrainedModel
+
+    from .ranker import SafetyRanker
 
 CONFIG_FIELDS = (
     "model_type",
@@ -49,3 +52,22 @@ def of_model(model: PreTrainedModel, layers: Sequence[nn.Module] | None = None) 
             sample = flat[:: max(len(flat) // SAMPLE, 1)][:SAMPLE]
             digest.update(sample.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:DIGITS]
+
+
+def warn_if_other_model(
+    op: str, model: PreTrainedModel, ranker: SafetyRanker, layers: Sequence[nn.Module] | None, *, stacklevel: int
+) -> None:
+    """Warn when the ranker knows its model and this is another one. stacklevel: of the caller, as in warnings.warn."""
+    if ranker.model_fingerprint is None:
+        return
+    try:
+        found = of_model(model, layers)
+    except ValueError as error:
+        found = str(error)
+    if found != ranker.model_fingerprint:
+        warnings.warn(
+            f"{op}: the ranker was trained on the states of {ranker.model_id or 'a model'} with fingerprint "
+            f"{ranker.model_fingerprint}, this model's is {found}: its scores may mean nothing here",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -4,29 +4,29 @@
 from __future__ import annotations
 
 import copy
-import inspect
+import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
     StopStringCriteria,
 )
-from transformers.cache_utils import DynamicLayer
 
-from . import fingerprint, reference
+from . import decoding, fingerprint, reference
 from .capture import Capture
 from .checks import check_tensor
 from .decoder import layers_to_read
+from .prompts import encode
+from .pruning import Pruner, Schedule, check_schedule
 
 if TYPE_CHECKING:
     from .ranker import SafetyRanker
@@ -66,8 +66,9 @@ class Candidate(NamedTuple):
 
     text: decoded without special tokens; None without a tokenizer.
     token_ids: generated ids up to and including the one that ended the response (EOS); n_tokens: their number.
-    score: cosine to the prompt, -inf when the candidate is out (nothing to pool). prob: softmax over the candidates.
-    safety: calibrated score in [0, 1]; None for a ranker without calibration.
+    score: cosine to the prompt, -inf when the candidate is out (nothing to pool, or pruned). prob: softmax over the
+    candidates. safety: calibrated score in [0, 1]; None for a ranker without calibration.
+    pruned: ended early by ``prune=``; its text and tokens are what there was by then.
     """
 
     text: str | None
@@ -76,12 +77,13 @@ class Candidate(NamedTuple):
     prob: float
     safety: float | None
     n_tokens: int
+    pruned: bool
 
 
 class Timings(NamedTuple):
     """Seconds of one ``BestOfN.generate`` call, all its prompts together, on the host's clock.
 
-    generate_s: sampling, with the capture in it. capture_s: inside the hooks. rank_s: scoring and reading the result.
+    generate_s: sampling, with the capture and the pruning in it. capture_s: inside the hooks. rank_s: scoring and reading the result.
     n_tokens: tokens generated.
     """
 
@@ -140,8 +142,7 @@ class BestOfN:
         self.layers = layers_to_read(model, ranker.config, layers)
         self.scorer = ranker.prepare(model.device)
         self.calibration = ranker.calibration
-        if ranker.model_fingerprint is not None:
-            _warn_if_other_model(model, ranker, layers)
+        fingerprint.warn_if_other_model("BestOfN", model, ranker, layers, stacklevel=3)
 
     def generate(
         self,
@@ -150,6 +151,7 @@ class BestOfN:
         *,
         min_safety: float | None = None,
         fallback: str | None = None,
+        prune: Sequence[tuple[int, float]] = (),
         **generate_kwargs: Any,
     ) -> list[BestOfNResult]:
         """The safest of n sampled responses to each prompt.
@@ -161,8 +163,14 @@ class BestOfN:
         n:       candidates per prompt.
         min_safety: choose nothing when the best candidate's safety is below this, in [0, 1]; wants a calibrated ranker.
         fallback: the result's text when nothing is chosen.
+        prune:   ``[(tokens, share), ...]``, tokens rising from 2 up, 0 < share < 1: once so many tokens are generated,
+                 that share (rounded up) of a prompt's candidates still being generated goes on, the best by the scores
+                 of their states so far, each scored as if it were the prompt's only candidate (for a ranker of scope
+                 ``list`` too). The others end there, are marked, and are not in the final list.
         generate_kwargs: for ``model.generate``; ``do_sample`` defaults to True.
 
+        Draws what ``model.generate(num_return_sequences=n)`` draws from the same seed, up to how the model rounds at
+        other batch sizes; where candidates are pruned, the others draw what they would have drawn.
         Returns one result per prompt. Raises TypeError or ValueError naming the argument or option and what to change.
         """
         if isinstance(n, bool) or not isinstance(n, int):
@@ -170,6 +178,7 @@ class BestOfN:
         if n < 1:
             raise ValueError(f"BestOfN: n must be at least 1, got {n}")
         self._check_min_safety(min_safety)
+        schedule = check_schedule(prune)
         options = _Options(self.model, generate_kwargs)
         options.check(n)
         ids, mask = self._encode(prompts, options)
@@ -177,12 +186,12 @@ class BestOfN:
             return []
 
         start = time.perf_counter()
-        capture, sequences = self._sample(ids, mask, n, options)
+        capture, dropped, sequences = self._sample(ids, mask, n, schedule, options)
         generated = sequences[:, ids.shape[1] :].tolist()
         lengths = capture.lengths.tolist()
         sampled = time.perf_counter()
         inst, resp = (pooled.to(self.model.device) for pooled in capture.pooled())
-        out = self.scorer(inst, resp)
+        out = self.scorer(inst, resp.masked_fill(dropped[:, None], math.nan))
         scores, probs, best = out.scores.tolist(), out.probs.tolist(), out.best.tolist()
         safety: list[float | None] = [None] * len(scores)
         if self.calibration is not None:
@@ -195,7 +204,8 @@ class BestOfN:
         )
         tokens = [row[:length] for row, length in zip(generated, lengths, strict=True)]
         texts = self._decode(tokens)
-        candidates = [Candidate(*fields) for fields in zip(texts, tokens, scores, probs, safety, lengths, strict=True)]
+        columns = (texts, tokens, scores, probs, safety, lengths, dropped.tolist())
+        candidates = [Candidate(*fields) for fields in zip(*columns, strict=True)]
         return [
             _choose(candidates[i * n : (i + 1) * n], index, min_safety, fallback, timings)
             for i, index in enumerate(best)
@@ -216,96 +226,38 @@ class BestOfN:
         if isinstance(prompts, Mapping) and "input_ids" in prompts:
             ids, mask = _check_tensors(prompts, options)
         else:
-            ids, mask = _pad_left([self._tokenize(prompt) for prompt in _listed(prompts)])
+            ids, mask = _pad_left([encode("BestOfN", self.tokenizer, prompt) for prompt in _listed(prompts)])
         return ids.to(self.model.device), mask.to(self.model.device)
-
-    def _tokenize(self, prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
-        tokenizer = self.tokenizer
-        if tokenizer is None:
-            raise ValueError('BestOfN: text wants a tokenizer; without one pass {"input_ids", "attention_mask"}')
-        if not tokenizer.chat_template:
-            if not isinstance(prompt, str):
-                raise ValueError("BestOfN: messages want a tokenizer with a chat_template, this one has none")
-            return tokenizer(prompt)["input_ids"]
-        messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _decode(self, tokens: list[list[int]]) -> list[str | None]:
         if self.tokenizer is None:
             return [None] * len(tokens)
         return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
 
-    def _sample(self, ids: Tensor, mask: Tensor, n: int, options: _Options) -> tuple[Capture, Tensor]:
-        """Sequences [B * n, P + T] and the capture that pooled them."""
-        kwargs = options.for_generate()
+    def _sample(
+        self, ids: Tensor, mask: Tensor, n: int, schedule: Schedule, options: _Options
+    ) -> tuple[Capture, Tensor, Tensor]:
+        """The capture that pooled the sequences, which of them were pruned, bool [B * n], and they, [B * n, P + T]."""
+        kwargs = options.for_generate(n)
         criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
         if (stop_strings := options["stop_strings"]) is not None:
-            kwargs.setdefault("tokenizer", self.tokenizer)
-            if kwargs["tokenizer"] is None:
+            tokenizer = kwargs.pop("tokenizer", self.tokenizer)
+            if tokenizer is None:
                 raise ValueError("BestOfN: stop_strings want a tokenizer, pass tokenizer=")
-            criteria.append(StopStringCriteria(kwargs["tokenizer"], stop_strings))
+            criteria.append(StopStringCriteria(tokenizer, stop_strings))
+            kwargs["stop_strings"] = None
         capture = Capture(self.layers, mask, n, self.scorer.config.pooling, self.scorer.gate)
+        tracker = capture.stopping_criteria(options.eos, criteria)
+        pruner = Pruner(schedule, self.scorer, capture)
         with capture:
-            cache = self._shared_cache(ids, mask, options) if n > 1 else None
-            if cache is None:
-                kwargs["num_return_sequences"] = n
-            else:
-                cache.batch_repeat_interleave(n)
-                ids, mask = ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-                kwargs |= {
-                    "past_key_values": cache,
-                    "num_return_sequences": 1,
-                    "prefill_chunk_size": None,
-                    "cache_implementation": None,
-                }
             sequences = cast("Any", self.model).generate(
                 ids,
                 attention_mask=mask,
-                stopping_criteria=capture.stopping_criteria(options.eos, criteria),
+                stopping_criteria=StoppingCriteriaList([*tracker, pruner]),
+                custom_generate=partial(decoding.sample, n=n, capture=capture),
                 **kwargs,
             )
-        return capture, sequences
-
-    def _shared_cache(self, ids: Tensor, mask: Tensor, options: _Options) -> DynamicCache | None:
-        """The cache of all prompt tokens but the last, B rows; None where every candidate must prefill its own.
-
-        Shared when ``generate`` would make a DynamicCache whose layers all keep every position, from token ids alone.
-        """
-        model: Any = self.model
-        P = ids.shape[1]
-        config = model.config.get_text_config(decoder=True)
-        takes = inspect.signature(model.forward).parameters
-        if (
-            P < 2
-            or options["use_cache"] is False
-            or options["cache_implementation"] not in (None, "dynamic", "hybrid")
-            or config is not model.config
-            or "past_key_values" not in takes
-            or any(isinstance(value, Tensor) for value in options.given.values())
-        ):
-            return None
-        cache = DynamicCache(config=config)
-        if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return None
-        position_ids = (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
-        chunk = options["prefill_chunk_size"] or P
-        extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        with torch.no_grad():
-            for low in range(0, P - 1, chunk):
-                high = min(low + chunk, P - 1)
-                if "position_ids" in takes:
-                    extra["position_ids"] = position_ids[:, low:high]
-                inputs = model.prepare_inputs_for_generation(
-                    ids[:, low:high],
-                    past_key_values=cache,
-                    attention_mask=mask[:, :high],
-                    use_cache=True,
-                    is_first_iteration=True,
-                    **extra,
-                )
-                model(**inputs, return_dict=True)
-        return cache
+        return capture, pruner.dropped, sequences
 
 
 class _Options:
@@ -346,10 +298,11 @@ class _Options:
         if not self.do_sample and n > 1:
             raise ValueError(f"BestOfN: do_sample=False gives n={n} equal candidates; pass do_sample=True or n=1")
 
-    def for_generate(self) -> dict[str, Any]:
+    def for_generate(self, n: int) -> dict[str, Any]:
         """A copy of the caller's options with what BestOfN needs; a GenerationConfig passed takes those in itself."""
         needed: dict[str, Any] = {
             "do_sample": self.do_sample,
+            "num_return_sequences": n,
             "disable_compile": True,
             "return_dict_in_generate": False,
             "output_hidden_states": False,
@@ -422,17 +375,3 @@ def _check_tensors(inputs: Mapping[str, Tensor], options: _Options) -> tuple[Ten
     if len(ids) and ids.shape[1] == 0:
         raise ValueError("BestOfN: input_ids must have at least one token per prompt, got P=0")
     return ids, mask
-
-
-def _warn_if_other_model(model: PreTrainedModel, ranker: SafetyRanker, layers: Sequence[nn.Module] | None) -> None:
-    try:
-        found = fingerprint.of_model(model, layers)
-    except ValueError as error:
-        found = str(error)
-    if found != ranker.model_fingerprint:
-        warnings.warn(
-            f"BestOfN: the ranker was trained on the states of {ranker.model_id or 'a model'} with fingerprint "
-            f"{ranker.model_fingerprint}, this model's is {found}: its scores may mean nothing here",
-            UserWarning,
-            stacklevel=3,
-        )

@@ -15,7 +15,12 @@ from .config import RankerConfig
 from .reference import ScoreOutput
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from .prepared import PreparedScorer
+    from .text import RankedResponse
 
 
 class Calibration(NamedTuple):
@@ -117,6 +122,44 @@ class SafetyRanker(nn.Module):
         from .prepared import PreparedScorer
 
         return PreparedScorer(self, device, dtype)
+
+    def rank(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        instruction: str | Sequence[Any],
+        responses: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        top_k: int | None = None,
+        batch_tokens: int = 16384,
+        layers: Sequence[nn.Module] | None = None,
+    ) -> list[RankedResponse]:
+        """Rank given responses to one instruction, best first.
+
+        layers and what is returned or raised: as for :class:`TextRanker`, which is prepared once for many calls; the
+        rest as in its ``rank_many``.
+        """
+        from .text import TextRanker
+
+        reader = TextRanker(model, tokenizer, self, layers=layers)
+        return reader.rank(instruction, responses, top_k=top_k, batch_tokens=batch_tokens)
+
+    def rank_many(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        instructions: Sequence[str | Sequence[Any]],
+        responses: Sequence[Sequence[str] | Sequence[Sequence[int]]],
+        *,
+        top_k: int | None = None,
+        batch_tokens: int = 16384,
+        layers: Sequence[nn.Module] | None = None,
+    ) -> list[list[RankedResponse]]:
+        """:meth:`rank` for each of B instructions and its list of responses."""
+        from .text import TextRanker
+
+        reader = TextRanker(model, tokenizer, self, layers=layers)
+        return reader.rank_many(instructions, responses, top_k=top_k, batch_tokens=batch_tokens)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json``, ``model.safetensors`` and a model card; existing ones are replaced one by one."""

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``srr-fast rank`` and ``srr-fast generate``: texts in, a table, JSON or JSONL out."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from . import minichat
+from .generation import BestOfN, BestOfNResult
+from .ranker import SafetyRanker
+
+Prompt = str | list[Mapping[str, Any]]
+
+
+def rank(
+    model: str | None, ranker: str | None, instruction: str, candidates: str, top_k: int | None, form: str
+) -> None:
+    """Print the candidates of a file, best first. model and ranker: None is minichat; form: text, json or jsonl."""
+    texts = read(candidates, text_of)
+    lm, tokenizer, scorer = load(model, ranker)
+    ranked = scorer.rank(lm, tokenizer, instruction, texts, top_k=top_k)
+    results = [{"index": r.index, **_numbers(r.score, r.prob, r.safety), "document": r.text} for r in ranked]
+    if form == "json":
+        _print_json({"model": model or minichat.MODEL_ID, "query": instruction, "results": results})
+    elif form == "jsonl":
+        for result in results:
+            _print_json(result)
+    else:
+        print(f"{'index':>5}  {'score':>7}  {'prob':>6}  {'safety':>6}  text")
+        for r in ranked:
+            safety = "-" if r.safety is None else f"{r.safety:.4f}"
+            print(f"{r.index:>5}  {r.score:>7.4f}  {r.prob:>6.4f}  {safety:>6}  {' '.join((r.text or '').split())}")
+
+
+def generate(
+    model: str | None, ranker: str | None, prompts: Sequence[Prompt], form: str, seed: int, **options: Any
+) -> None:
+    """Print the safest of n answers to each prompt. options: of :meth:`BestOfN.generate`; the rest as for :func:`rank`.
+
+    Text is the answers alone, each under its prompt where there are several; what was not answered is said on stderr.
+    """
+    lm, tokenizer, scorer = load(model, ranker)
+    torch.manual_seed(seed)
+    results = _answers(BestOfN(lm, tokenizer, scorer), prompts, options)
+    if form == "json":
+        answers = [_answer(prompt, result) for prompt, result in results]
+        _print_json({"model": model or minichat.MODEL_ID, "results": answers})
+        return
+    for number, (prompt, result) in enumerate(results):
+        if form == "jsonl":
+            _print_json(_answer(prompt, result))
+            continue
+        if len(prompts) > 1:
+            print(f"> {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
+        print(result.text or "", flush=True)
+        if result.abstained:
+            print(f"srr-fast generate: prompt {number}: {result.abstained}", file=sys.stderr)
+
+
+def read(path: str, item: Callable[[Any], Any]) -> list[Any]:
+    """The items of a file, ``-`` for stdin: JSON, JSONL, or else a text per line; blank lines do not count.
+
+    item: takes a JSON value, gives the item or None. A file called .json or .jsonl must be that.
+    Raises ValueError naming the item that is none, OSError for a file that cannot be read.
+    """
+    text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8-sig")
+    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    suffix = Path(path).suffix
+    values = None
+    if suffix != ".jsonl" and (suffix == ".json" or text.lstrip().startswith("[")):
+        values = _json(path, [text], must=suffix == ".json")
+        values = values and values[0]
+        if suffix == ".json" and not isinstance(values, list):
+            raise ValueError(f"{path}: must be a JSON list, got {type(values).__name__}")
+    if values is None and (suffix == ".jsonl" or text.lstrip()[:1] in ("[", "{", '"')):
+        values = _json(path, lines, must=suffix == ".jsonl")
+    values = lines if values is None else values
+    items = [item(value) for value in values]
+    if None in items:
+        raise ValueError(f"{path}: item {items.index(None)} cannot be read: {json.dumps(values[items.index(None)])}")
+    if not items:
+        raise ValueError(f"{path}: is empty")
+    return items
+
+
+def text_of(value: Any) -> str | None:
+    """A candidate: a string or ``{"text": ...}``."""
+    value = value.get("text") if isinstance(value, Mapping) else value
+    return value if isinstance(value, str) else None
+
+
+def prompt_of(value: Any) -> Prompt | None:
+    """A prompt: a string, ``{"prompt": ...}``, ``{"messages": [...]}`` or the list of messages itself."""
+    if isinstance(value, Mapping):
+        value = value.get("prompt", value.get("messages"))
+    messages = isinstance(value, list) and all(
+        isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in value
+    )
+    return value if isinstance(value, str) or (messages and value) else None
+
+
+def load(model: str | None, ranker: str | None) -> tuple[Any, Any, SafetyRanker]:
+    """Model, tokenizer and ranker by hub id or folder; None is minichat's."""
+    logging.disable_progress_bar()
+    if model is None or ranker is None:
+        return minichat.load()
+    from .demo import load_hub_model
+
+    scorer = SafetyRanker.from_pretrained(ranker)
+    return *load_hub_model(model), scorer
+
+
+def _answers(
+    bon: BestOfN, prompts: Sequence[Prompt], options: dict[str, Any]
+) -> Iterator[tuple[Prompt, BestOfNResult]]:
+    for prompt in prompts:
+        yield prompt, bon.generate(prompt, **options)[0]
+
+
+def _answer(prompt: Prompt, result: BestOfNResult) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "text": result.text,
+        "index": result.index,
+        **_numbers(result.score, result.prob, result.safety),
+        "abstained": result.abstained,
+        "candidates": [
+            {"index": i, **_numbers(c.score, c.prob, c.safety), "document": c.text, "n_tokens": c.n_tokens}
+            for i, c in enumerate(result.candidates)
+        ],
+        "timings": result.timings._asdict(),
+    }
+
+
+def _numbers(score: float | None, prob: float | None, safety: float | None) -> dict[str, float | None]:
+    """null for the score of a candidate that is out: JSON has no infinity."""
+    out = score is None or not math.isfinite(score)
+    return {"relevance_score": None if out else score, "prob": prob, "safety": safety}
+
+
+def _json(path: str, parts: Sequence[str], *, must: bool) -> Any:
+    """Each part decoded; None where one is not JSON, unless it must be."""
+    values = []
+    for number, part in enumerate(parts):
+        try:
+            values.append(json.loads(part))
+        except ValueError as error:
+            if must:
+                raise ValueError(f"{path}: line {number + 1} is not JSON: {error}") from error
+            return None
+    return values
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sampling loop for ``generate``: prompts are prefilled once, finished rows are no longer computed.
+
+Knows rows and caches; knows nothing of what is pooled, scored or stopped. The steps around it are generate's own, which
+is why some of its underscored methods are called here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+    from .capture import Capture
+
+SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer)  # cache layers whose rows can be repeated and selected
+DONE_TO_LEAVE = 0.125  # share of the computed rows that must have finished before the others are copied together
+SPARE = 64  # positions
+
+
+class RoomyLayer(DynamicLayer):
+    """A full-attention cache layer that writes new positions into spare room, where its base copies all it holds.
+
+    layer: what it starts from. ``keys`` and ``values`` are the used front of ``room``: both [rows, ..., positions, d].
+    """
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        super().__init__()
+        vars(self).update(vars(layer))
+        self.room = layer.keys, layer.values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        used, new = self.keys.shape[-2], key_states.shape[-2]
+        if used + new > self.room[0].shape[-2]:
+            self.room = _with_room(self.keys, used + new), _with_room(self.values, used + new)
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room.narrow(-2, used, new).copy_(states)
+        return self._use(used + new)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.room = self.room[0][indices], self.room[1][indices]
+        self._use(self.keys.shape[-2])
+
+    def _use(self, positions: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (room.narrow(-2, 0, positions) for room in self.room)
+        return self.keys, self.values
+
+
+def _with_room(held: Tensor, positions: int) -> Tensor:
+    *rows, used, d = held.shape
+    room = held.new_empty(*rows, positions + positions // 8 + SPARE, d)
+    room.narrow(-2, 0, used).copy_(held)
+    return room
+
+
+def sample(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    *,
+    n: int,
+    capture: Capture,
+    **model_kwargs: Any,
+) -> Tensor:
+    """For ``custom_generate=``: what ``generate`` returns, sequences [B * n, P + T], in less time.
+
+    input_ids: [B * n, P], each prompt n times in a row. capture: is told which rows are computed.
+
+    Only the model's forward leaves out finished rows. Logits processors, stopping criteria and the sampling see all
+    rows, as in generate's loop, with logits of zero in those left out: the same seed draws the same tokens, up to how
+    the model rounds at other batch sizes. Where the cache is of another kind, it is generate's loop that runs.
+    """
+    rows = len(input_ids)
+    if not _rows_can_leave(rows, model_kwargs):
+        return model._sample(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+    pad = generation_config.pad_token_id or 0
+    cache = model_kwargs["past_key_values"]
+    outputs = model._prefill(input_ids[::n], generation_config, _select(slice(None, None, n), model_kwargs))
+    cache.batch_repeat_interleave(n)
+    cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    logits = _last(outputs, input_ids).repeat_interleave(n, 0)
+    unfinished = torch.ones(rows, dtype=torch.bool, device=input_ids.device)
+    computed = torch.arange(rows, device=input_ids.device)
+    with model._optimize_model_for_decode():
+        while True:
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            scores = logits_processor(input_ids, logits)
+            if generation_config.do_sample:
+                tokens = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
+            else:
+                tokens = scores.argmax(-1)
+            input_ids = torch.cat([input_ids, tokens.where(unfinished, pad)[:, None]], 1)
+            unfinished &= ~stopping_criteria(input_ids, None)
+            needed = unfinished[computed]
+            count = int(needed.sum())
+            if count == 0:
+                return input_ids
+            if len(computed) - count >= DONE_TO_LEAVE * len(computed):
+                places = needed.nonzero().squeeze(1)
+                cache.batch_select_indices(places)
+                model_kwargs = _select(places, model_kwargs)
+                capture.rows = computed = computed[places]
+            inputs = model.prepare_inputs_for_generation(input_ids[computed], next_sequence_length=1, **model_kwargs)
+            outputs = model(**inputs, return_dict=True)
+            last = _last(outputs, input_ids)
+            logits = (
+                last if len(computed) == rows else last.new_zeros(rows, last.shape[1]).index_copy(0, computed, last)
+            )
+
+
+def _rows_can_leave(rows: int, model_kwargs: dict[str, Any]) -> bool:
+    cache = model_kwargs.get("past_key_values")
+    return (
+        bool(model_kwargs.get("use_cache"))
+        and type(cache) is DynamicCache
+        and not cache.offloading
+        and bool(cache.layers)
+        and all(type(layer) in SELECTABLE for layer in cache.layers)
+        and all(len(value) == rows for value in model_kwargs.values() if isinstance(value, Tensor))
+    )
+
+
+def _select(places: Tensor | slice, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value[places] if isinstance(value, Tensor) else value for name, value in model_kwargs.items()}
+
+
+def _last(outputs: Any, input_ids: Tensor) -> Tensor:
+    """The logits after the last position, a copy [rows, V] in float32 where the ids are."""
+    return outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)

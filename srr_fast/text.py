@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rank given responses: tokenise, read the states, score, sort."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from . import fingerprint, prompts, reference
+from .decoder import layers_to_read
+from .forced import pool_given
+
+if TYPE_CHECKING:
+    from .ranker import SafetyRanker
+
+
+@dataclass(frozen=True)
+class RankedResponse:
+    """One response in its place.
+
+    index: of the response in the list that was given. score: cosine to the instruction, -inf when the response is out
+    (no token, or a state that is not finite). prob: softmax over the list. safety: calibrated score in [0, 1]; None
+    for a ranker without calibration. text: as given, or decoded without special tokens; None without a tokenizer.
+    """
+
+    index: int
+    score: float
+    prob: float
+    safety: float | None
+    text: str | None
+
+
+class TextRanker:
+    """Ranks given responses by the model's own hidden states.
+
+    model:     a decoder-only transformers model with ``generate``, in eval mode, not compiled.
+    tokenizer: its tokenizer, or None to work on token ids.
+    ranker:    read once; later changes to it do not matter. Warns when its fingerprint is not the model's.
+    layers:    the decoder blocks, for a model where :func:`srr_fast.decoder.decoder_layers` does not find them.
+
+    Layers above the deepest one read, and the head, are not run. Holds no state between calls: several threads may
+    rank at once. Raises TypeError or ValueError for a model or ranker that does not fit.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        ranker: SafetyRanker,
+        *,
+        layers: Sequence[nn.Module] | None = None,
+    ) -> None:
+        if not callable(getattr(model, "generate", None)):
+            raise TypeError(f"rank: model must be a transformers model with generate, got {type(model).__name__}")
+        if model.config.is_encoder_decoder:
+            raise ValueError(f"rank: model must be decoder-only, {type(model).__name__} is encoder-decoder")
+        if model.training:
+            raise ValueError("rank: model is in training mode, its states are random; call model.eval()")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.layers = layers_to_read(model, ranker.config, layers)
+        self.scorer = ranker.prepare(model.device)
+        self.calibration = ranker.calibration
+        fingerprint.warn_if_other_model("rank", model, ranker, layers, stacklevel=3)
+
+    def rank(
+        self,
+        instruction: str | Sequence[Any],
+        responses: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        top_k: int | None = None,
+        batch_tokens: int = 16384,
+    ) -> list[RankedResponse]:
+        """The responses to one instruction, best first; see :meth:`rank_many`."""
+        if isinstance(responses, str):
+            raise TypeError("rank: responses must be a list of responses, got one str")
+        return self.rank_many([instruction], [responses], top_k=top_k, batch_tokens=batch_tokens)[0]
+
+    def rank_many(
+        self,
+        instructions: Sequence[str | Sequence[Any]],
+        responses: Sequence[Sequence[str] | Sequence[Sequence[int]]],
+        *,
+        top_k: int | None = None,
+        batch_tokens: int = 16384,
+    ) -> list[list[RankedResponse]]:
+        """The responses to each instruction, best first.
+
+        instructions: B of them: a string, a conversation (a list of ``{"role", "content"}``) or token ids. Strings and
+                      conversations become ids as in :meth:`BestOfN.generate`.
+        responses:    B lists of strings or of token ids. A string is tokenised without special tokens.
+        top_k:        results per instruction, None for all.
+        batch_tokens: positions in one forward (prompt, response and padding); bounds memory. A response longer than
+                      that is read alone.
+
+        A response is pooled over its tokens before the first end-of-sequence id of ``model.generation_config``; all
+        of these have a state here. While tokens are generated the last one of a candidate has none: ``token_ids[:-1]``
+        of a :class:`Candidate` is what its score is of, and gives that score; its text may tokenise differently.
+        Ties go to the lowest index; responses that are out come last.
+
+        Returns B lists. Raises TypeError or ValueError naming the argument.
+        """
+        _check_positive("top_k", 1 if top_k is None else top_k)
+        _check_positive("batch_tokens", batch_tokens)
+        if isinstance(instructions, str) or len(instructions) != len(responses):
+            raise ValueError(
+                f"rank: instructions and responses must be lists of one length, "
+                f"got {type(instructions).__name__} of {len(instructions)} and {len(responses)}"
+            )
+        prompt_ids = [self._prompt(b, prompt) for b, prompt in enumerate(instructions)]
+        answer_ids = [
+            [self._response(b, i, answer) for i, answer in enumerate(answers)] for b, answers in enumerate(responses)
+        ]
+        self._check_lengths(prompt_ids, answer_ids)
+        config = self.scorer.config
+        inst, resp = pool_given(
+            self.model,
+            self.layers,
+            prompt_ids,
+            answer_ids,
+            pooling=config.pooling,
+            gate=self.scorer.gate,
+            batch_tokens=batch_tokens,
+        )
+        ends = list(accumulate(map(len, answer_ids), initial=0))
+        out = self.scorer(inst, resp, torch.tensor(ends, device=inst.device))
+        safety: list[float | None] = [None] * len(resp)
+        if self.calibration is not None:
+            safety = reference.calibrate(out.scores, *self.calibration).tolist()
+        scores, probs = out.scores.tolist(), out.probs.tolist()
+        ranked = []
+        for b, (low, high) in enumerate(pairwise(ends)):
+            order = sorted(range(low, high), key=lambda m: -scores[m])[:top_k]
+            ranked.append(
+                [
+                    RankedResponse(m - low, scores[m], probs[m], safety[m], self._text(responses[b][m - low]))
+                    for m in order
+                ]
+            )
+        return ranked
+
+    def _prompt(self, b: int, prompt: Any) -> list[int]:
+        if isinstance(prompt, str) or (
+            isinstance(prompt, Sequence) and prompt and all(isinstance(part, Mapping) for part in prompt)
+        ):
+            ids = prompts.encode("rank", self.tokenizer, prompt)
+        else:
+            ids = self._ids(f"instruction {b}", prompt, "a string, messages or token ids")
+        if not ids:
+            raise ValueError(f"rank: instruction {b} has no tokens")
+        return ids
+
+    def _response(self, b: int, i: int, response: Any) -> list[int]:
+        if isinstance(response, str):
+            if self.tokenizer is None:
+                raise ValueError("rank: text wants a tokenizer; without one pass token ids")
+            ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+        else:
+            ids = self._ids(f"response {i} to instruction {b}", response, "a string or token ids")
+        eos = self.model.generation_config.eos_token_id
+        ends = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+        return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
+
+    def _ids(self, what: str, value: Any, wanted: str) -> list[int]:
+        """A copy of token ids; strings and conversations were dealt with before."""
+        if not isinstance(value, Sequence) or not all(isinstance(x, int) and not isinstance(x, bool) for x in value):
+            inside = {type(x).__name__ for x in value} if isinstance(value, Sequence) else ()
+            got = type(value).__name__ + (f" of {'/'.join(sorted(inside))}" if inside else "")
+            raise TypeError(f"rank: {what} must be {wanted}, got {got}")
+        vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
+        if value and not 0 <= min(value) <= max(value) < vocab_size:
+            raise ValueError(f"rank: {what} must have ids in 0 .. {vocab_size - 1}, got {min(value)} .. {max(value)}")
+        return list(value)
+
+    def _check_lengths(self, prompt_ids: list[list[int]], answer_ids: list[list[list[int]]]) -> None:
+        most = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        for b, answers in enumerate(answer_ids):
+            longest = max(map(len, answers), default=0)
+            if most and len(prompt_ids[b]) + longest > most:
+                raise ValueError(
+                    f"rank: instruction {b} and its longest response have {len(prompt_ids[b])} + {longest} tokens, "
+                    f"{type(self.model).__name__} takes {most}"
+                )
+
+    def _text(self, response: str | Sequence[int]) -> str | None:
+        if isinstance(response, str) or self.tokenizer is None:
+            return response if isinstance(response, str) else None
+        return str(self.tokenizer.decode(list(response), skip_special_tokens=True))
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"rank: {name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"rank: {name} must be at least 1, got {value}")
