@@ -83,8 +83,8 @@ class Candidate(NamedTuple):
 class Timings(NamedTuple):
     """Seconds of one ``BestOfN.generate`` call, all its prompts together, on the host's clock.
 
-    generate_s: sampling, with the capture and the pruning in it. capture_s: inside the hooks. rank_s: scoring and reading the result.
-    n_tokens: tokens generated.
+    generate_s: sampling, with the capture and the pruning in it. capture_s: inside the hooks. rank_s: scoring and
+    reading the result. n_tokens: tokens generated.
     """
 
     generate_s: float
