@@ -110,7 +110,7 @@ def sample(
                 return input_ids
             if len(computed) - count >= DONE_TO_LEAVE * len(computed):
                 places = needed.nonzero().squeeze(1)
-                cache.batch_select_indices(places)
+                cache.batch_select_indices(places.cpu())  # layers may lie on several devices
                 model_kwargs = _select(places, model_kwargs)
                 capture.rows = computed = computed[places]
             inputs = model.prepare_inputs_for_generation(input_ids[computed], next_sequence_length=1, **model_kwargs)

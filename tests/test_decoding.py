@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import threading
 from functools import partial
 
@@ -182,19 +183,21 @@ def test_an_exception_leaves_the_model_clean(options):
 def test_many_calls_leave_nothing_behind(calls):
     bon = BestOfN(tiny("gpt2"), None, make_ranker())
 
-    def alive() -> tuple[int, int]:
+    def alive() -> tuple[int, int, float]:
         gc.collect()
         things = gc.get_objects()
-        return sum(issubclass(type(thing), torch.Tensor) for thing in things), len(things)
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return sum(issubclass(type(thing), torch.Tensor) for thing in things), len(things), peak_mib
 
     def generate(times):
         for _ in range(times):
             bon.generate(PADDED, 2, max_new_tokens=3, top_k=0, eos_token_id=EOS, prune=[(2, 0.5)])
 
-    generate(5)
-    tensors, things = alive()
+    generate(20)
+    tensors, things, peak_mib = alive()
     generate(calls)
-    tensors_after, things_after = alive()
+    tensors_after, things_after, peak_mib_after = alive()
     assert hooks(bon.model) == 0
     assert tensors_after <= tensors
     assert things_after - things < 100
+    assert peak_mib_after - peak_mib < 32

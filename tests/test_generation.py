@@ -8,7 +8,14 @@ import warnings
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, T5Config, T5ForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from srr_fast import fingerprint, reference
 from srr_fast.config import RankerConfig
@@ -263,6 +270,8 @@ def test_stop_strings():
         dict(past_key_values=DynamicCache()),
         dict(attention_mask=MASK),
         dict(cache_implementation="paged"),
+        dict(synced_gpus=True),
+        dict(num_beams=3, do_sample=True),
         dict(do_sample=False),
     ],
     ids=lambda options: next(iter(options)),
@@ -322,6 +331,14 @@ def test_models_that_do_not_fit():
         BestOfN(tiny("llama"), None, SafetyRanker(RankerConfig(8, proj_dim=8)))
     with pytest.raises(ValueError, match=r"1 \.\. 3"):
         BestOfN(tiny("llama"), None, make_ranker(layer=4))
+
+
+def test_a_model_that_reads_padding_is_not_given_any():
+    config = RecurrentGemmaConfig(vocab_size=64, hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=2)
+    bon = BestOfN(RecurrentGemmaForCausalLM(config).eval(), None, make_ranker())
+    with pytest.raises(ValueError, match="unequal length"):
+        bon.generate(PADDED, 2)
+    assert len(bon.generate({"input_ids": IDS}, 2, max_new_tokens=2)) == 3
 
 
 def test_layers_can_be_named():
