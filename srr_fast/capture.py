@@ -113,13 +113,13 @@ class Capture:
         B, P = len(self.prompt_start), self.prompt_length
         rows, T, d = states.shape
         missing = self.length - self.seen
-        first = self.seen if missing >= T else self.length - T
+        first = self.seen if missing >= T else 0
         wanted = B * self.n if self.rows is None else len(self.rows)
         prompts_alone = rows == B and first + T <= P
-        if missing == 0 or first < 0 or not (rows == wanted or prompts_alone):
+        if missing == 0 or T not in (min(T, missing), self.length) or not (rows == wanted or prompts_alone):
             raise RuntimeError(
-                f"Capture: wants the states of at most {self.length} tokens, {missing} of them new, in {wanted} rows; "
-                f"got {list(states.shape)}. The model adds positions of its own or runs a layer several times"
+                f"Capture: wants the states of {missing} new or all {self.length} tokens in {wanted} rows, got "
+                f"{list(states.shape)}. The model adds positions of its own or runs a layer several times"
             )
         if self._prompt is None or self._response is None:
             dtype = reference.accumulation_dtype(states.dtype)

@@ -15,7 +15,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+    from collections.abc import Callable
+
+    from transformers import GenerationConfig
 
     from .capture import Capture
 
@@ -30,10 +32,13 @@ class RoomyLayer(DynamicLayer):
     layer: what it starts from. ``keys`` and ``values`` are the used front of ``room``: both [rows, ..., positions, d].
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, layer: DynamicLayer) -> None:
         super().__init__()
         vars(self).update(vars(layer))
-        self.room = layer.keys, layer.values
+        self.room = self.keys, self.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         used, new = self.keys.shape[-2], key_states.shape[-2]
@@ -62,8 +67,8 @@ def _with_room(held: Tensor, positions: int) -> Tensor:
 def sample(
     model: Any,
     input_ids: Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
+    logits_processor: Callable[[Tensor, Tensor], Tensor],
+    stopping_criteria: Callable[[Tensor, Any], Tensor],
     generation_config: GenerationConfig,
     *,
     n: int,
@@ -105,7 +110,7 @@ def sample(
                 return input_ids
             if len(computed) - count >= DONE_TO_LEAVE * len(computed):
                 places = needed.nonzero().squeeze(1)
-                cache.batch_select_indices(places)
+                cache.batch_select_indices(places.cpu())  # layers may lie on several devices
                 model_kwargs = _select(places, model_kwargs)
                 capture.rows = computed = computed[places]
             inputs = model.prepare_inputs_for_generation(input_ids[computed], next_sequence_length=1, **model_kwargs)

@@ -37,14 +37,17 @@ SERVED: dict[str, tuple[tuple[object, ...], str]] = {
     "assistant_model": ((None,), "assisted decoding is not supported; leave it out"),
     "assistant_early_exit": ((None,), "assisted decoding is not supported; leave it out"),
     "prompt_lookup_num_tokens": ((None,), "prompt-lookup decoding is not supported; leave it out"),
-    "num_beams": ((None, 1), "beam search is not supported; pass num_beams=1"),
+    "num_beams": ((None, 1), "beams move between rows, their states do not; pass num_beams=1 and n="),
     "guidance_scale": ((None, 1, 1.0), "guidance runs the model twice; leave it out"),
     "penalty_alpha": ((None, 0, 0.0), "contrastive search is not supported; leave it out"),
     "dola_layers": ((None,), "DoLa decoding is not supported; leave it out"),
     "token_healing": ((None, False), "it rewrites the prompt; leave it out"),
     "custom_generate": ((None,), "BestOfN needs generate's own loop; leave it out"),
+    "synced_gpus": ((None, False), "the finished rows of one process do not wait for another's; leave it out"),
     "compile_config": ((None,), "states are pooled in uncompiled forwards; leave it out"),
 }
+# Model types whose recurrence runs on through left padding.
+NOT_PADDED = ("recurrent_gemma", "rwkv")
 # Arguments of `generate` that BestOfN sets itself -> what to do instead.
 REFUSED = {
     "num_return_sequences": "pass n=",
@@ -77,14 +80,14 @@ class Candidate(NamedTuple):
     prob: float
     safety: float | None
     n_tokens: int
-    pruned: bool
+    pruned: bool = False
 
 
 class Timings(NamedTuple):
     """Seconds of one ``BestOfN.generate`` call, all its prompts together, on the host's clock.
 
-    generate_s: sampling, with the capture and the pruning in it. capture_s: inside the hooks. rank_s: scoring and reading the result.
-    n_tokens: tokens generated.
+    generate_s: sampling, with the capture and the pruning in it. capture_s: inside the hooks. rank_s: scoring and
+    reading the result. n_tokens: tokens generated.
     """
 
     generate_s: float
@@ -184,6 +187,9 @@ class BestOfN:
         ids, mask = self._encode(prompts, options)
         if len(ids) == 0:
             return []
+        model_type = self.model.config.model_type
+        if model_type in NOT_PADDED and not mask.all():
+            raise ValueError(f"BestOfN: prompts of unequal length cannot be served: {model_type} reads padding")
 
         start = time.perf_counter()
         capture, dropped, sequences = self._sample(ids, mask, n, schedule, options)

@@ -62,7 +62,7 @@ class Pruner(StoppingCriteria):
             inst, resp = (pooled.to(device) for pooled in self.capture.pooled())
             pair = self.scorer(inst.repeat_interleave(n, 0), resp).scores.to(drop.device).view(-1, n)
             running = self.capture.alive.view(-1, n)
-            order = pair.masked_fill(~running, math.inf).sort(1, descending=True, stable=True).indices
+            order = pair.masked_fill(~running, math.inf).sort(dim=1, descending=True, stable=True).indices
             rank = order.argsort(1) - (~running).sum(1, keepdim=True)  # among the running ones; negative for the others
             keep = (running.sum(1, keepdim=True) * share).ceil()
             drop = (running & (rank >= keep)).view(-1)

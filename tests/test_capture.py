@@ -15,7 +15,7 @@ from srr_fast import reference
 from srr_fast.capture import Capture
 from srr_fast.decoder import decoder_layers
 
-from .tiny_models import ARCHITECTURES, LAYERS, WIDTH, fresh, tiny
+from .tiny_models import ARCHITECTURES, LAYERS, WIDTH, block_outputs, fresh, tiny
 
 EOS = list(range(20))  # about every third token ends a row: lengths from 1 up
 N = 5
@@ -29,9 +29,7 @@ def prompts(*pads: int, P: int = 7) -> tuple[Tensor, Tensor]:
 
 def alone(model: PreTrainedModel, tokens: Tensor, ks: tuple[int, ...], start: int, stop: int, pooling, gate) -> Tensor:
     """The pooled state [d] of tokens[start:stop], from one forward of this row."""
-    with torch.no_grad():
-        states = model(tokens[None], output_hidden_states=True, use_cache=False).hidden_states
-    return reference.pool(torch.cat([states[k] for k in ks], -1), torch.tensor([[start, stop]]), pooling, gate)[0]
+    return reference.pool(block_outputs(model, tokens, ks), torch.tensor([[start, stop]]), pooling, gate)[0]
 
 
 def capture_generation(model, ids, mask, ks, n=N, eos=EOS, pooling="mean", gate=None, others=(), seed=0, **options):

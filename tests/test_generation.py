@@ -8,7 +8,14 @@ import warnings
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, T5Config, T5ForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from srr_fast import fingerprint, reference
 from srr_fast.config import RankerConfig
@@ -16,7 +23,7 @@ from srr_fast.decoder import decoder_layers
 from srr_fast.generation import BestOfN
 from srr_fast.ranker import Calibration, SafetyRanker
 
-from .tiny_models import ARCHITECTURES, CHAT_TEMPLATE, WIDTH, fresh, tiny, tokenizer
+from .tiny_models import ARCHITECTURES, CHAT_TEMPLATE, STATEFUL, WIDTH, block_outputs, fresh, tiny, tokenizer
 
 EOS = list(range(20))
 N = 5
@@ -36,12 +43,11 @@ def alone(model, ranker, prompt: list[int], response: list[int], eos=EOS):
     """Pooled prompt and response [d] from one forward of the sequence, unpadded."""
     end = len(response) - 1  # the last one is EOS, or has no state
     assert not any(token in eos for token in response[:-1])
-    with torch.no_grad():
-        states = model(torch.tensor([prompt + response]), output_hidden_states=True, use_cache=False).hidden_states
-    read = torch.cat([states[k] for k in ranker.config.layer_indices(model.config.num_hidden_layers)], -1)
+    layers = ranker.config.layer_indices(model.config.num_hidden_layers)
+    read = block_outputs(model, torch.tensor(prompt + response), layers)
     spans = torch.tensor([[0, len(prompt)], [len(prompt), len(prompt) + end]])
     gate = ranker.gate_vector()
-    return reference.pool(read.expand(2, -1, -1), spans, ranker.config.pooling, None if gate is None else gate.detach())
+    return reference.pool(read, spans, ranker.config.pooling, None if gate is None else gate.detach())
 
 
 def check(bon, model, ranker, results, ids=IDS, mask=MASK, eos=EOS, n=N):
@@ -80,7 +86,7 @@ def test_scores_and_samples_of_every_architecture(name, monkeypatch):
     )
     bon, model, ranker, results = run(name)
     check(bon, model, ranker, results)
-    assert expanded == [N]
+    assert expanded == ([] if name in STATEFUL else [N])
 
     torch.manual_seed(0)
     plain = model.generate(
@@ -264,6 +270,8 @@ def test_stop_strings():
         dict(past_key_values=DynamicCache()),
         dict(attention_mask=MASK),
         dict(cache_implementation="paged"),
+        dict(synced_gpus=True),
+        dict(num_beams=3, do_sample=True),
         dict(do_sample=False),
     ],
     ids=lambda options: next(iter(options)),
@@ -323,6 +331,14 @@ def test_models_that_do_not_fit():
         BestOfN(tiny("llama"), None, SafetyRanker(RankerConfig(8, proj_dim=8)))
     with pytest.raises(ValueError, match=r"1 \.\. 3"):
         BestOfN(tiny("llama"), None, make_ranker(layer=4))
+
+
+def test_a_model_that_reads_padding_is_not_given_any():
+    config = RecurrentGemmaConfig(vocab_size=64, hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=2)
+    bon = BestOfN(RecurrentGemmaForCausalLM(config).eval(), None, make_ranker())
+    with pytest.raises(ValueError, match="unequal length"):
+        bon.generate(PADDED, 2)
+    assert len(bon.generate({"input_ids": IDS}, 2, max_new_tokens=2)) == 3
 
 
 def test_layers_can_be_named():

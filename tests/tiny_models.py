@@ -8,6 +8,7 @@ import functools
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB, WIDTH, LAYERS = 64, 16, 4
@@ -50,7 +51,36 @@ ARCHITECTURES: dict[str, dict] = {
     "olmo2": COMMON,
     "cohere": COMMON,
     "granite": COMMON,
+    "glm": COMMON | dict(pad_token_id=0),
+    "nemotron": COMMON,
+    "gpt_bigcode": GPT2,
+    "olmo": COMMON,
+    "smollm3": COMMON,
+    "gpt_oss": COMMON | MOE | SLIDING,
+    "granitemoe": COMMON | MOE,
+    "lfm2": COMMON | dict(layer_types=["conv", "full_attention"] * 2),
+    "jamba": COMMON | MOE | dict(attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4, use_mamba_kernels=False),
+    "mamba": dict(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, state_size=4),
+    "mamba2": dict(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        state_size=4,
+        num_heads=4,
+        head_dim=8,
+        n_groups=1,
+        chunk_size=8,
+    ),
 }
+STATEFUL = {"lfm2", "jamba", "mamba", "mamba2"}  # their caches hold more than keys and values
+
+
+def block_outputs(model: PreTrainedModel, tokens: Tensor, ks: tuple[int, ...]) -> Tensor:
+    """States [T, d] of these layers, from one forward of the sequence [T] alone."""
+    with torch.no_grad():
+        states = model(tokens[None], output_hidden_states=True, use_cache=False).hidden_states
+    first = 1 if model.config.model_type in ("mamba", "mamba2") else 0  # they leave the embeddings out of hidden_states
+    return torch.cat([states[k - first] for k in ks], -1)[0]
 
 
 @functools.cache
