@@ -11,7 +11,8 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-BUILD_NOTE = ROOT / "srr_fast" / "_build_note.txt"  # why there is no extension, for `python -m srr_fast.env`
+PACKAGE = ROOT / "srr_fast"
+BUILD_NOTE = "_build_note.txt"  # in the package: what the build left out and why, for `python -m srr_fast.env`
 
 
 def cuda_home() -> str | None:
@@ -37,40 +38,76 @@ def native_build() -> dict[str, object]:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    class OptionalBuild(BuildExtension):
-        """A failed compilation leaves a package without extension, and a note that says why."""
+    try:  # BuildExtension looks for the program on the PATH
+        import ninja
 
-        def run(self) -> None:
-            BUILD_NOTE.unlink(missing_ok=True)
-            try:
-                super().run()
-            except Exception as error:
-                leave_note(f"compilation failed: {error}")
+        os.environ["PATH"] = ninja.BIN_DIR + os.pathsep + os.environ["PATH"]
+    except ImportError:
+        pass
 
     names = (ROOT / "csrc" / "sources.txt").read_text().split()
     sources = ["csrc/ops.cpp", "csrc/module.cpp"] + [f"csrc/{name}" for name in names]
     # -fopenmp when compiling only: the runtime is the one torch has loaded.
     host = ["-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi", f'-DSRR_FAST_TORCH="{torch.__version__}"']
-    flags: dict[str, list[str]] = {"cxx": host}
-    if home:
-        host.append(f'-DSRR_FAST_CUDA="{torch.version.cuda}"')
-        flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
-    else:
-        sources = [name for name in sources if not name.endswith(".cu")]
-    extension = (CUDAExtension if home else CppExtension)(
-        "srr_fast._C", sources, include_dirs=[pybind11.get_include()], extra_compile_args=flags
-    )
+
+    def cpu_extension() -> object:
+        return CppExtension(
+            "srr_fast._C",
+            [name for name in sources if not name.endswith(".cu")],
+            include_dirs=[pybind11.get_include()],
+            extra_compile_args={"cxx": host},
+        )
+
+    def cuda_extension() -> object:
+        return CUDAExtension(
+            "srr_fast._C",
+            sources,
+            include_dirs=[pybind11.get_include()],
+            extra_compile_args={
+                "cxx": [*host, f'-DSRR_FAST_CUDA="{torch.version.cuda}"'],
+                "nvcc": ["-O3", "--expt-relaxed-constexpr"],
+            },
+        )
+
+    class OptionalBuild(BuildExtension):
+        """With CUDA, else for the CPU alone, else not at all: each step down leaves a note that says why."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                self.note(f"CUDA kernels: {error}" if home else f"compilation failed: {error}")
+                if home and self.run_for_cpu():
+                    return
+                for stale in PACKAGE.glob("_C*.so") if self.inplace else ():
+                    stale.unlink()
+
+        def run_for_cpu(self) -> bool:
+            vars(self.extensions[0]).update(vars(cpu_extension()) | {"_needs_stub": False})
+            try:
+                super().run()
+            except Exception as error:
+                self.note(f"compilation failed: {error}")
+                return False
+            return True
+
+        def note(self, why: str) -> None:
+            leave_note(why, PACKAGE if self.inplace else Path(self.build_lib) / "srr_fast")
+
+    extension = cuda_extension() if home else cpu_extension()
     return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild}}
 
 
-def leave_note(why: str) -> None:
-    BUILD_NOTE.write_text(why + "\n")
-    print(f"srr_fast: no native extension, the PyTorch reference will be used ({why})", file=sys.stderr)
+def leave_note(why: str, folder: Path = PACKAGE) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / BUILD_NOTE).write_text(why + "\n")
+    print(f"srr_fast: left out by this build: {why}", file=sys.stderr)
 
 
+(PACKAGE / BUILD_NOTE).unlink(missing_ok=True)
 try:
     native = native_build()
 except Exception as error:  # no torch, no pybind11, no compiler: the package still installs
-    leave_note(f"{type(error).__name__}: {error}")
+    leave_note(f"native extension: {type(error).__name__}: {error}")
     native = {}
 setup(**native)

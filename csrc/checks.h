@@ -36,7 +36,8 @@ class Args {
                       t.layout());
     TORCH_CHECK_VALUE(t.dim() == static_cast<int64_t>(dims.size()), op_, ": ", name, " must be ", wanted(dims, dtypes),
                       ", got ", describe(t));
-    TORCH_CHECK_VALUE(!(t.requires_grad() && c10::GradMode::is_enabled()), op_, ": ", name,
+    const bool wants_grad = (t.requires_grad() && c10::GradMode::is_enabled()) || t._fw_grad(/*level=*/0).defined();
+    TORCH_CHECK_VALUE(!wants_grad, op_, ": ", name,
                       " requires a gradient, which the native op does not compute; wanted a detached tensor, "
                       "torch.no_grad(), or the differentiable srr_fast.reference");
     if (device_ == nullptr) device_ = &t;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python module srr_fast._C: what was built, packing, and the prepared scorer. Decides nothing.
 #include <c10/core/GradMode.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -11,6 +11,16 @@
 namespace py = pybind11;
 
 namespace {
+
+// Tensors that only the dispatcher can read: their data lies elsewhere, or nowhere.
+constexpr c10::DispatchKeySet kWrapped({c10::DispatchKey::Python, c10::DispatchKey::ZeroTensor,
+                                        c10::DispatchKey::Functionalize, c10::DispatchKey::FuncTorchBatched,
+                                        c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Conjugate});
+
+// Tracing, functorch and dispatch modes watch calls that go through the dispatcher.
+bool dispatcher_at_work() {
+  return !(c10::impl::tls_local_dispatch_key_set().included_ - c10::default_included_set).empty();
+}
 
 // A packed ranker bound to its settings; immutable, so any number of threads may call it at once.
 class PreparedScorer {
@@ -30,7 +40,7 @@ class PreparedScorer {
   // Nothing where the inputs are not the native op's: not plain tensors, gradients wanted, another dtype or device, a
   // dispatch mode at work. The caller has other ways for those.
   std::optional<Output> call(py::handle inst, py::handle resp, py::handle offsets, py::handle out) const {
-    if (!serves(inst) || !serves(resp) || c10::impl::TorchDispatchModeTLS::any_modes_set()) return std::nullopt;
+    if (!serves(inst) || !serves(resp) || dispatcher_at_work()) return std::nullopt;
     if (!offsets.is_none() && !THPVariable_CheckExact(offsets.ptr())) return std::nullopt;
     srr_fast::ScoreResult result;
     if (!out.is_none()) {
@@ -56,7 +66,8 @@ class PreparedScorer {
     if (!THPVariable_CheckExact(value.ptr())) return false;
     const at::Tensor& t = THPVariable_Unpack(value.ptr());
     return t.layout() == at::kStrided && t.scalar_type() != at::kDouble &&
-           t.device().type() == ranker_.bytes.device().type() && !(t.requires_grad() && c10::GradMode::is_enabled());
+           t.device().type() == ranker_.bytes.device().type() && !t.key_set().has_any(kWrapped) &&
+           !(t.requires_grad() && c10::GradMode::is_enabled()) && !t._fw_grad(/*level=*/0).defined();
   }
 
   srr_fast::PackedRanker ranker_;

@@ -2,7 +2,6 @@
 // Schemas of the native ops and one body per op, which serves CPU, CUDA and Meta: check, allocate, launch.
 #include "ops.h"
 
-#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -44,6 +43,24 @@ at::Tensor dense_rows(const at::Tensor& t) {
 }
 
 at::Tensor dense(const at::Tensor& t) { return (t.is_neg() ? t.resolve_neg() : t).contiguous(); }
+
+// Whether the memory from the first to the last element of one tensor meets that of the other.
+bool ranges_meet(const at::Tensor& a, const at::Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  const auto end = [](const at::Tensor& t) {
+    int64_t last = 0;
+    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+    return static_cast<const char*>(t.const_data_ptr()) + (last + 1) * t.element_size();
+  };
+  const char *a_begin = static_cast<const char*>(a.const_data_ptr()),
+             *b_begin = static_cast<const char*>(b.const_data_ptr());
+  return a_begin < end(b) && b_begin < end(a);
+}
+
+// Tells autograd that a tensor was written to.
+void written(const at::Tensor& t) {
+  if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+}
 
 srr::StateRows rows_of(const at::Tensor& t) { return {t.const_data_ptr(), dtype_of(t), t.stride(0)}; }
 
@@ -182,8 +199,13 @@ void pool_update_(at::Tensor& acc, at::Tensor& weight, const at::Tensor& states,
                     ": acc must be contiguous in its last dimension, got strides ", acc.strides());
   TORCH_CHECK_VALUE((weight.is_contiguous() || weight.numel() <= 1) && !weight.is_neg(), op,
                     ": weight must be contiguous, got strides ", weight.strides());
-  TORCH_CHECK_VALUE(at::has_internal_overlap(acc) != at::MemOverlap::Yes, op, ": acc must not overlap itself");
+  TORCH_CHECK_VALUE(acc.size(0) <= 1 || acc.stride(0) >= acc.size(1), op, ": acc must not overlap itself, got strides ",
+                    acc.strides());
+  TORCH_CHECK_VALUE(!ranges_meet(acc, states) && !ranges_meet(weight, states) && !ranges_meet(acc, weight), op,
+                    ": acc, weight and states must not share memory");
   const Tokens tokens(states, spans, kind, gate);
+  written(acc);
+  written(weight);
   const srr::PoolUpdateParams params{tokens.view, acc.mutable_data_ptr<float>(), acc.stride(0),
                                      weight.mutable_data_ptr<float>()};
 #ifdef SRR_FAST_CUDA
@@ -217,19 +239,27 @@ void check_lists(const char* op, Args& args, const at::Tensor& inst, const Optio
   if (d && bytes) {
     const srr::RankerLayout layout{*d,         ranker.p,          ranker.heads, ranker.layers,
                                    ranker.ffn, ranker.norm_first, ranker.bf16};
-    TORCH_CHECK_VALUE(*d > 0 && *bytes == layout.size_bytes(), op, ": packed must hold ", layout.size_bytes(),
-                      " bytes for states of width d=", *d, ", got ", *bytes);
+    TORCH_CHECK_VALUE(0 < *d && *d <= srr::kMaxStateSize && *bytes == layout.size_bytes(), op,
+                      ": inst and resp must have the width d that packed was made for; ", *bytes,
+                      " bytes were not made for d=", *d);
   }
   if (!offsets && B && M)
     TORCH_CHECK_VALUE(*B ? *M % *B == 0 : *M == 0, op, ": offsets=None wants M divisible by B, got M=", *M, ", B=", *B);
 }
 
-void check_out(Args& args, const ScoreResult& out) {
+void check_out(Args& args, const ScoreResult& out, std::initializer_list<const at::Tensor*> inputs) {
   args.tensor("out.scores", out.scores, {"M"}, kFloat32);
   args.tensor("out.probs", out.probs, {"M"}, kFloat32);
   args.tensor("out.best", out.best, {"B"}, kInt64);
-  for (const at::Tensor* t : {&out.scores, &out.probs, &out.best})
-    TORCH_CHECK_VALUE(t->is_meta() || t->is_contiguous(), "score: out must be contiguous, got strides ", t->strides());
+  if (out.scores.is_meta()) return;
+  for (const at::Tensor* t : {&out.scores, &out.probs, &out.best}) {
+    TORCH_CHECK_VALUE(t->is_contiguous() && !t->is_neg(), "score: out must be contiguous, got strides ", t->strides());
+    for (const at::Tensor* input : inputs)
+      TORCH_CHECK_VALUE(!ranges_meet(*t, *input), "score: out must not share memory with the inputs");
+  }
+  TORCH_CHECK_VALUE(
+      !ranges_meet(out.scores, out.probs) && !ranges_meet(out.scores, out.best) && !ranges_meet(out.probs, out.best),
+      "score: the tensors of out must not share memory");
 }
 
 void launch_score(const char* op, const at::Tensor& given_inst, const at::Tensor& given_resp,
@@ -238,6 +268,7 @@ void launch_score(const char* op, const at::Tensor& given_inst, const at::Tensor
   const at::Tensor offsets = given_offsets ? dense(*given_offsets) : at::Tensor();
   TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 64 == 0, op,
                     ": packed must be 64-byte aligned; wanted the tensor that pack_ranker made, or a clone of it");
+  for (const at::Tensor* t : {&out.scores, &out.probs, &out.best}) written(*t);
   srr::ScoreParams params{};
   params.layout = {inst.size(1), ranker.p, ranker.heads, ranker.layers, ranker.ffn, ranker.norm_first, ranker.bf16};
   params.packed = packed.const_data_ptr();
@@ -318,8 +349,9 @@ srr::Scope parse_scope(const char* op, std::string_view scope) {
 void check_shape(const char* op, const PackedRanker& r) {
   TORCH_CHECK_VALUE(1 <= r.p && r.p <= srr::kMaxProjDim, op, ": p must be in 1 .. ", srr::kMaxProjDim, ", got ", r.p);
   TORCH_CHECK_VALUE(r.heads >= 1 && r.p % r.heads == 0, op, ": heads must divide p=", r.p, ", got ", r.heads);
-  TORCH_CHECK_VALUE(r.layers >= 0 && r.ffn >= 1, op, ": layers must be at least 0 and ffn at least 1, got ", r.layers,
-                    " and ", r.ffn);
+  TORCH_CHECK_VALUE(0 <= r.layers && r.layers <= srr::kMaxLayers, op, ": layers must be in 0 .. ", srr::kMaxLayers,
+                    ", got ", r.layers);
+  TORCH_CHECK_VALUE(1 <= r.ffn && r.ffn <= srr::kMaxFfn, op, ": ffn must be in 1 .. ", srr::kMaxFfn, ", got ", r.ffn);
   TORCH_CHECK_VALUE(r.temperature > 0, op, ": temperature must be above 0, got ", r.temperature);
 }
 
@@ -351,7 +383,7 @@ ScoreResult score(const at::Tensor& inst, const at::Tensor& resp, const Optional
   args.tensor("resp", resp, {"M", "d"}, kStates);
   check_lists(op, args, inst, offsets, ranker);
   if (out.scores.defined())
-    check_out(args, out);
+    check_out(args, out, {&inst, &resp});
   else
     out = allocate(args, inst);
   if (inst.is_meta() || !device_matches(inst, op)) return out;

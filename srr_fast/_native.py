@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch.autograd import forward_ad
 
 
 def build_note() -> str | None:
@@ -29,8 +30,14 @@ if _forced == "reference":
 else:
     try:
         from . import _C as extension
+
+        if (built_for := extension.build_info()["torch"]) != torch.__version__:
+            extension = None
+            raise ImportError(
+                f"the extension was built for torch {built_for}, this is {torch.__version__}: build again"
+            )
     except ImportError as error:
-        missing_reason = build_note() or str(error)
+        missing_reason = f"{error}; the build said: {note}" if (note := build_note()) else str(error)
         if _forced == "native":
             raise ImportError(f"SRR_FAST_BACKEND=native, but there is no extension: {missing_reason}") from error
         warnings.warn(
@@ -55,6 +62,8 @@ def serves(*tensors: torch.Tensor, optional: torch.Tensor | None = None) -> bool
     if extension is None:
         return False
     wants_grad = torch.is_grad_enabled()
+    if forward_ad._current_level >= 0 and _forced != "native":
+        return False
     for t in tensors if optional is None else (*tensors, optional):
         if not isinstance(t, torch.Tensor) or t.layout != torch.strided:
             return False

@@ -50,6 +50,8 @@ def report() -> list[tuple[str, str]]:
         info = native.extension.build_info()
         rows.append(("native extension", f"{native.extension.__file__}"))
         rows.append(("built with", f"gcc {info['compiler']}, torch {info['torch']}"))
+        if (note := native.build_note()) is not None:
+            rows.append(("left out by the build", note))
         rows.append(("cpu is served by", f"native kernels, {info['cpu_isa']} (built: {', '.join(info['cpu_isas'])})"))
     torch = import_module("torch")
     kernels = "native kernels" if "cuda" in native.devices else "the PyTorch reference"

@@ -5,14 +5,18 @@ Any dtype up to float64, any device. Every other path is tested against this fil
 
 Letters: B prompts, N candidates of one prompt, M = sum of N, T tokens, d state width, p projected width.
 
-A candidate is *out* of its list when its pooled or projected state is not finite; pooling no token gives NaN, so a
-candidate without tokens is out. The others score as if it were absent; it gets score -inf and probability 0. When
-the instruction's state is not finite the whole list is out. ``best`` is -1 when all candidates of a list are out.
+A candidate is *out* of its list when its pooled state is not finite, or its projected state is not or is larger than
+``LARGEST_PROJECTED`` anywhere; pooling no token gives NaN, so a candidate without tokens is out. The others score as if
+it were absent; it gets score -inf and probability 0. When the instruction is such, the whole list is out. ``best`` is
+-1 when all candidates of a list are out.
+
+Autocast does not reach in here: the arithmetic is done in the dtypes that the docstrings say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -23,6 +27,8 @@ POOLINGS = ("last", "mean", "gated")
 SCOPES = ("list", "pair")
 COSINE_EPS = 1e-8
 NORM_EPS = 1e-5
+LARGEST_PROJECTED = 1e15  # its square times p still fits float32
+GATE_LIMIT = 60.0  # gate logits are clamped to +-this, so that no token's weight is ever zero
 
 
 class ScoreOutput(NamedTuple):
@@ -39,36 +45,37 @@ class ScoreOutput(NamedTuple):
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 states are pooled and scored in float64, everything else in float32."""
+    """float64 states are pooled in float64, everything else in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def token_weights(states: Tensor, inside: Tensor, pooling: str, gate: Tensor | None) -> Tensor:
-    """[M, T] weight of every token of states [M, T, d]; 0 where ``inside`` [M, T] is False."""
-    if pooling == "gated":
-        assert gate is not None
-        return torch.sigmoid(states @ gate[:-1] + gate[-1]) * inside
-    if pooling == "last":
-        inside = inside & ~inside.flip(1).cumsum(1).flip(1).gt(1)
-    return inside.to(states.dtype)
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 def pool_sums(
     states: Tensor, spans: Tensor, pooling: str = "mean", gate: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum [M, d] and total weight [M] of the tokens of each span; see :func:`pool`."""
-    if states.dim() == 2:  # packed: give every span its own row
-        longest = int((spans[:, 1] - spans[:, 0]).clamp(min=0).max()) if len(spans) else 0
-        token = spans[:, :1] + torch.arange(longest, device=states.device)
-        inside = token < spans[:, 1:]
-        states = states[torch.where(inside, token, 0)] if longest else states.new_zeros(len(spans), 0, states.shape[1])
-    else:
-        token = torch.arange(states.shape[1], device=states.device)
-        inside = (token >= spans[:, :1]) & (token < spans[:, 1:])
     dtype = accumulation_dtype(states.dtype)
-    states = torch.where(inside[..., None], states, 0).to(dtype)
-    weights = token_weights(states, inside, pooling, None if gate is None else gate.to(dtype))
-    return torch.einsum("mt,mtd->md", weights, states), weights.sum(1)
+    if len(spans) == 0:
+        return states.new_zeros(0, states.shape[-1], dtype=dtype), states.new_zeros(0, dtype=dtype)
+    lengths = (spans[:, 1] - spans[:, 0]).clamp(min=0)
+    if pooling == "last":
+        start, lengths = spans[:, 1] - 1, lengths.clamp(max=1)
+    else:
+        start = spans[:, 0]
+    # The tokens of all spans, one after another: x [tokens, d]. Tokens outside are never touched.
+    row = torch.repeat_interleave(lengths)
+    token = torch.arange(len(row), device=states.device) + (start - lengths.cumsum(0) + lengths)[row]
+    x = (states[token] if states.dim() == 2 else states[row, token]).to(dtype)
+    weights = x.new_ones(len(x))
+    if pooling == "gated":
+        assert gate is not None
+        gate = gate.to(dtype)
+        weights = torch.sigmoid((x @ gate[:-1] + gate[-1]).clamp(-GATE_LIMIT, GATE_LIMIT))
+    total = torch.segment_reduce(weights[:, None] * x, "sum", lengths=lengths, axis=0, initial=0)
+    return total, torch.segment_reduce(weights, "sum", lengths=lengths, axis=0, initial=0)
 
 
 def pool(states: Tensor, spans: Tensor, pooling: str = "mean", gate: Tensor | None = None) -> Tensor:
@@ -77,13 +84,14 @@ def pool(states: Tensor, spans: Tensor, pooling: str = "mean", gate: Tensor | No
     states:  [M, T, d] padded, spans within each row; or [T, d] packed, spans within the whole buffer.
     spans:   [M, 2] int64, half-open [start, stop).
     pooling: ``last``: the last token. ``mean``: their mean. ``gated``: sum g_t x_t / sum g_t with
-             g_t = sigmoid(w . x_t + b).
+             g_t = sigmoid(w . x_t + b), its argument clamped to +-GATE_LIMIT.
     gate:    [d + 1], w then b; for ``gated`` only.
 
     Returns [M, d] in float32 (float64 for float64 states). A span without tokens gives NaN.
     """
-    total, weight = pool_sums(states, spans, pooling, gate)
-    return total / weight[:, None]
+    with no_autocast(states.device):
+        total, weight = pool_sums(states, spans, pooling, gate)
+        return total / weight[:, None]
 
 
 def pool_update_(
@@ -93,7 +101,8 @@ def pool_update_(
 
     acc: [M, d], weight: [M], both zero before the first update; the rest as in :func:`pool`.
     """
-    total, added = pool_sums(states, spans, pooling, gate)
+    with no_autocast(states.device):
+        total, added = pool_sums(states, spans, pooling, gate)
     if pooling == "last":
         keep = added == 0
         acc.copy_(torch.where(keep[:, None], acc, total))
@@ -167,6 +176,22 @@ def score(
     scope:   ``list``: a sequence is [inst, r_1 .. r_N]. ``pair``: N sequences [inst, r_i].
     offsets: [B + 1] int64, list b is resp[offsets[b] : offsets[b + 1]]; None: equal lists.
     """
+    with no_autocast(resp.device):
+        return _score(inst, resp, weights, heads, layers, scope, temperature, norm_first, dropout, offsets)
+
+
+def _score(
+    inst: Tensor,
+    resp: Tensor,
+    weights: Mapping[str, Tensor],
+    heads: int,
+    layers: int,
+    scope: str,
+    temperature: float,
+    norm_first: bool,
+    dropout: float,
+    offsets: Tensor | None,
+) -> ScoreOutput:
     W, bias = weights["projection.weight"], weights["projection.bias"]
     B, M = len(inst), len(resp)
     if offsets is None:
@@ -178,7 +203,7 @@ def score(
     def project(rows: Tensor) -> tuple[Tensor, Tensor]:
         finite = rows.isfinite().all(-1)
         x = F.linear(torch.where(finite[:, None], rows, 0).to(W.dtype), W, bias)
-        finite = finite & x.isfinite().all(-1)
+        finite = finite & (x.abs() <= LARGEST_PROJECTED).all(-1)
         return torch.where(finite[:, None], x, 0), finite
 
     inst, inst_finite = project(inst)
@@ -203,7 +228,7 @@ def score(
         o_inst, o_resp = x[:, :1], x[:, 1:]
     else:
         o_inst, o_resp = x.view(B, longest, 2, -1).unbind(2)
-    s = F.cosine_similarity(o_inst, o_resp, dim=-1, eps=COSINE_EPS)  # [B, N]
+    s = F.cosine_similarity(o_inst, o_resp, dim=-1, eps=COSINE_EPS).clamp(-1, 1)  # [B, N]
     valid = valid & s.isfinite()
     s = s.masked_fill(~valid, float("-inf"))
     some = valid.any(1, keepdim=True)

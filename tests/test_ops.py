@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import pickle
 import threading
+import warnings
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import srr_fast
 
@@ -96,7 +98,7 @@ def test_raw_ops_raise_rather_than_lose_a_gradient():
 def test_ops_refuse_a_packed_ranker_of_another_shape():
     scorer = CASE.build().prepare()
     inst, resp, offsets = CASE.inputs()
-    with pytest.raises(ValueError, match="score: packed must hold"):
+    with pytest.raises(ValueError, match="score: inst and resp must have the width d that packed was made for"):
         torch.ops.srr_fast.score(inst, resp, offsets, scorer.packed[:-64], *scorer.shape)
     with pytest.raises(ValueError, match="score: heads must divide"):
         torch.ops.srr_fast.score(inst, resp, offsets, scorer.packed, 24, 5, *scorer.shape[2:])
@@ -166,3 +168,58 @@ def test_a_spawned_process_answers():
     child.start()
     assert queue.get(timeout=120) == scorer(*inputs).scores.tolist()
     child.join()
+
+
+def test_writing_in_place_is_seen_by_autograd():
+    scorer, (inst, resp, offsets) = CASE.build().prepare(), CASE.inputs()
+    out, weight = scorer(inst, resp, offsets), torch.ones(8, requires_grad=True)
+    loss = (weight * out.scores).sum()
+    scorer(inst, resp + 1, offsets, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    acc, factor = torch.zeros(8, 40), torch.ones(8, 40, requires_grad=True)
+    loss = (factor * acc).sum()
+    srr_fast.pool_update_(acc, torch.zeros(8), torch.ones(8, 1, 40), torch.tensor([[0, 1]] * 8))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_forward_gradients_come_from_the_reference():
+    ranker = CASE.build()
+    inst, resp, offsets = CASE.inputs()
+    tangent = torch.randn_like(resp)
+
+    def tangent_of(call):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(resp, tangent)
+            return torch.autograd.forward_ad.unpack_dual(call(inst, dual, offsets).scores).tangent
+
+    with torch.no_grad():
+        torch.testing.assert_close(tangent_of(ranker.prepare()), tangent_of(ranker.score))
+
+
+def test_tracing_sees_the_op():
+    scorer, (inst, resp, offsets) = CASE.build().prepare(), CASE.inputs()
+    graph = make_fx(lambda a, b: scorer(a, b, offsets).scores)(inst, resp)
+    assert "srr_fast.score" in graph.code
+    assert torch.equal(graph(inst, resp + 1), scorer(inst, resp + 1, offsets).scores)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda a, b: scorer(a, b, offsets).scores, (inst, resp))
+    assert torch.equal(traced(inst, resp + 1), scorer(inst, resp + 1, offsets).scores)
+
+
+def test_tensors_without_storage_are_left_to_the_dispatcher():
+    scorer, (inst, resp, offsets) = CASE.build().prepare(), CASE.inputs()
+    zeros = torch._efficientzerotensor(tuple(resp.shape))
+    assert torch.equal(scorer(inst, zeros, offsets).scores, scorer(inst, torch.zeros_like(resp), offsets).scores)
+
+
+def test_sizes_that_would_overflow_are_refused():
+    scorer = ScoreCase("", (4,), 32, {"num_layers": 0}).build().prepare()
+    inst, resp, _ = ScoreCase("", (4,), 32).inputs()
+    for place, words in [(2, "layers must be in 0"), (3, "ffn must be in 1")]:
+        shape = list(scorer.shape)
+        shape[place] = 1 << 58
+        with pytest.raises(ValueError, match=f"score: {words}"):
+            torch.ops.srr_fast.score(inst, resp, None, scorer.packed, *shape)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import srr_fast
-from srr_fast import reference
+from srr_fast import _native, reference
 
 from .cases import POOL_CASES, STATE_DTYPES
 from .numerics import POOL_FLOOR, assert_within_budget
@@ -168,3 +168,37 @@ def test_errors_name_the_argument(change, error, words):
 def test_update_refuses_what_it_cannot_write(acc, weight, error):
     with pytest.raises(error, match=r"pool_update_: (acc|weight)"):
         srr_fast.pool_update_(acc, weight, **GOOD)
+
+
+def test_last_reads_the_last_token_alone(isa):
+    states = torch.randn(2, 3, 4)
+    states[0, 0], states[0, 1] = float("inf"), float("nan")
+    got = srr_fast.pool(states, torch.tensor([[0, 3], [0, 2]]), pooling="last")
+    assert torch.equal(got, torch.stack([states[0, 2], states[1, 1]]))
+
+
+@pytest.mark.parametrize("bias", [-1000.0, -100.0, -80.0, 80.0, 1000.0])
+def test_a_gate_that_is_shut_still_weighs(isa, bias):
+    """Far out, all tokens weigh the same; nearer, a difference of 10 between two logits is e^10."""
+    states = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    gate = torch.tensor([0.0, 10.0, bias])
+    got = srr_fast.pool(states, torch.tensor([[0, 2]]), pooling="gated", gate=gate)
+    exact = reference.pool(states.double(), torch.tensor([[0, 2]]), "gated", gate.double())
+    torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-6)
+    assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("share", ["acc in states", "weight in acc", "rows of acc overlap"])
+def test_update_refuses_tensors_that_share_memory(share):
+    if _native.extension is None and share != "rows of acc overlap":
+        pytest.skip("the reference computes before it writes")
+    states, spans = torch.ones(3, 2, 8), torch.tensor([[0, 2]] * 3)
+    acc, weight = torch.zeros(3, 8), torch.zeros(3)
+    if share == "acc in states":
+        acc = states[:, 1]
+    elif share == "weight in acc":
+        weight = acc.view(-1)[:3]
+    else:
+        acc = torch.zeros(24).as_strided((3, 8), (4, 1))
+    with pytest.raises(ValueError, match=r"pool_update_: acc.*(share|overlap)"):
+        srr_fast.pool_update_(acc, weight, states, spans)

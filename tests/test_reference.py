@@ -95,3 +95,23 @@ def test_the_paper_configuration():
     assert (config.layer, config.pooling, config.scope, config.proj_dim) == (0.25, "last", "list", 512)
     assert config.layer_indices(32) == (8,)
     assert sum(p.numel() for p in SafetyRanker(config).parameters()) < 5_300_000
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "gated"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_pooling_has_gradients(pooling, packed):
+    states = torch.randn(*((20, 5) if packed else (3, 8, 5)), dtype=torch.float64, requires_grad=True)
+    spans = torch.tensor([[0, 8], [2, 3], [1, 7]])
+    gate = torch.randn(6, dtype=torch.float64, requires_grad=True) if pooling == "gated" else None
+    assert torch.autograd.gradcheck(lambda *x: reference.pool(x[0], spans, pooling, x[1]), (states, gate))
+
+
+def test_autocast_changes_nothing():
+    case = ScoreCase("", (5,), 16)
+    ranker, (inst, resp, _) = case.build(), case.inputs()
+    states, spans = torch.randn(2, 9, 16), torch.tensor([[0, 9], [1, 4]])
+    want, pooled = ranker.score(inst, resp), reference.pool(states, spans)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = ranker.score(inst, resp)
+        assert torch.equal(reference.pool(states, spans), pooled)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

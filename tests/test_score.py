@@ -260,3 +260,44 @@ def test_inputs_that_need_gradients_get_right_ones():
     got, resp.grad = resp.grad, None
     ranker.score(inst, resp).scores.sum().backward()
     torch.testing.assert_close(got, resp.grad)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-9, 1e-4, 1e6, 1e14])
+def test_very_small_and_very_large_states(isa, scale):
+    """Small ones meet the floor of the cosine's norms; large ones stay below the limit of a projected state."""
+    case = ScoreCase("", (6,), 32, {"num_layers": 0})
+    ranker = case.build()
+    ranker.projection.bias.data.zero_()
+    inst, resp, offsets = case.inputs()
+    inst, resp = inst * scale, resp * scale
+    exact, plain = exact_and_plain(ranker, inst, resp, offsets)
+    got = ranker.prepare()(inst, resp, offsets)
+    assert_within_budget(got.scores, exact.scores, plain.scores, SCORE_FLOOR)
+    assert got.scores.abs().max() <= 1
+
+
+def test_states_beyond_the_limit_are_out_on_every_path(isa):
+    case = ScoreCase("", (5,), 32)
+    ranker = case.build()
+    inst, resp, offsets = case.inputs()
+    resp[1:3] *= 1e19
+    exact, plain = exact_and_plain(ranker, inst, resp, offsets)
+    got = ranker.prepare()(inst, resp, offsets)
+    for out in (got, exact, plain):
+        assert out.scores.isinf().tolist() == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize("share", ["scores is probs", "scores in resp", "negated"])
+def test_out_that_shares_memory_is_refused(share):
+    if _native.extension is None:
+        pytest.skip("the reference computes before it writes")
+    inst, resp, _ = ScoreCase("", (4,), 32).inputs()
+    scorer = ScoreCase("", (4,), 32).build().prepare()
+    good = scorer(inst, resp)
+    bad = {
+        "scores is probs": good._replace(probs=good.scores),
+        "scores in resp": good._replace(scores=resp[0, :4]),
+        "negated": good._replace(scores=torch._neg_view(good.scores)),
+    }[share]
+    with pytest.raises(ValueError, match="score: .*out"):
+        scorer(inst, resp, out=bad)

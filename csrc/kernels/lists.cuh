@@ -93,7 +93,8 @@ __device__ inline float warp_cosine(const float* a, const float* b, int64_t p) {
   ab = warp_reduce<Sum>(ab);
   aa = fmaxf(sqrtf(warp_reduce<Sum>(aa)), kCosineEps);
   bb = fmaxf(sqrtf(warp_reduce<Sum>(bb)), kCosineEps);
-  return ab / (aa * bb);
+  const float value = ab / (aa * bb);
+  return value > 1.0f ? 1.0f : value < -1.0f ? -1.0f : value;
 }
 
 // A block owns one list: a warp per cosine, then a thread per candidate for the softmax.

@@ -7,13 +7,13 @@ constexpr int64_t kPoolTokens = 8;               // tokens read side by side
 constexpr int64_t kPoolWorkerBytes = 512 << 10;  // less than this per extra worker is not worth waking it
 
 struct Span {
-  int64_t start, stop;
-  bool valid;
+  int64_t start, tokens;
+  bool valid;  // within [0, T]
 };
 SRR_INLINE Span span_of(const TokenSpans& in, int64_t row) {
   const int64_t start = in.spans[row * in.span_stride];
   const int64_t stop = in.spans[row * in.span_stride + in.span_stop_stride];
-  return {start, stop, 0 <= start && start <= stop && stop <= in.T};
+  return {start, stop > start ? stop - start : 0, 0 <= start && start <= in.T && 0 <= stop && stop <= in.T};
 }
 
 // acc[c] += weight * x[c].
@@ -57,7 +57,8 @@ SRR_INLINE float gate_of(const typename State::Bits* x, const float* gate, int64
   int64_t c = 0, i = 0;
   for (; c + 16 <= d; c += 16, i = (i + 1) % 4) total[i] = fma(State::load16(x + c), load(gate + c), total[i]);
   if (c < d) total[i] = fma(load_first<State>(x + c, d - c), load_first<StateF32>(gate + c, d - c), total[i]);
-  const float z = sum((total[0] + total[1]) + (total[2] + total[3])) + gate[d];
+  float z = sum((total[0] + total[1]) + (total[2] + total[3])) + gate[d];
+  z = z > kGateLimit ? kGateLimit : z < -kGateLimit ? -kGateLimit : z;
   float lanes[16];  // from the side that cannot overflow
   store(lanes, exp(set1(z < 0 ? z : -z)));
   return (z < 0 ? lanes[0] : 1.0f) / (1.0f + lanes[0]);
@@ -99,7 +100,7 @@ SRR_INLINE void for_pieces(const TokenSpans& in, const Threads& threads, Body&& 
   int64_t bytes = 0;
   for (int64_t m = 0; m < in.M; ++m) {
     const Span s = span_of(in, m);
-    if (s.valid) bytes += (in.pooling == Pooling::kLast ? 1 : s.stop - s.start) * in.d * sizeof(typename State::Bits);
+    if (s.valid) bytes += (in.pooling == Pooling::kLast ? 1 : s.tokens) * in.d * sizeof(typename State::Bits);
   }
   const int64_t available = threads.run ? threads.threads : 1;
   const int64_t workers = at_most(at_most(available, pieces ? pieces : 1), 1 + bytes / kPoolWorkerBytes);
@@ -119,7 +120,7 @@ inline void pool(const PoolParams& a, Threads threads) {
     for_pieces<State>(a.in, threads, [&](int64_t row, Span s, const auto* x, int64_t column0, int64_t column1) {
       float* out = a.out + row * a.out_stride + column0;
       for (int64_t c = 0; c < column1 - column0; ++c) out[c] = 0;
-      float weight = s.valid ? add_span<State>(a.in, x, s.stop - s.start, column0, column1, out) : 0;
+      float weight = s.valid ? add_span<State>(a.in, x, s.tokens, column0, column1, out) : 0;
       if (weight == 0) weight = __builtin_nanf("");
       if (a.in.pooling == Pooling::kLast && weight == 1) return;
       for (int64_t c = 0; c < column1 - column0; ++c) out[c] /= weight;
@@ -132,8 +133,7 @@ inline void pool_update(const PoolUpdateParams& a, Threads threads) {
     using State = decltype(state);
     for_pieces<State>(a.in, threads, [&](int64_t row, Span s, const auto* x, int64_t column0, int64_t column1) {
       float* acc = a.acc + row * a.acc_stride + column0;
-      const float added =
-          s.valid ? add_span<State>(a.in, x, s.stop - s.start, column0, column1, acc) : __builtin_nanf("");
+      const float added = s.valid ? add_span<State>(a.in, x, s.tokens, column0, column1, acc) : __builtin_nanf("");
       if (column0 > 0) return;  // one piece of a row keeps its weight
       if (a.in.pooling == Pooling::kLast && added == 1)
         a.weight[row] = 1;

@@ -107,7 +107,8 @@ __device__ float gate_of(const TokenSpans& in, const T* token, bool aligned) {
     for (int i = 0; i < Slice::kPerLane; ++i)
       if (slice.column(i) < in.d) sum = fmaf(x[i], in.gate[slice.column(i)], sum);
   }
-  return 1.0f / (1.0f + expf(-(warp_reduce<Sum>(sum) + in.gate[in.d])));
+  const float z = warp_reduce<Sum>(sum) + in.gate[in.d];
+  return 1.0f / (1.0f + expf(z > kGateLimit ? -kGateLimit : z < -kGateLimit ? kGateLimit : -z));
 }
 
 // kGated. A block owns one row. In turns of kGateTokens tokens: its warps find the gates, a token each; then each

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kProjectThreads)
   float v = sums[threadIdx.x];
   for (int w = 1; w < kProjectWarps; ++w) v += sums[w * kTile + threadIdx.x];
   v += bias[column];
-  const unsigned finite = __ballot_sync(kAllLanes, is_finite(v)) >> (lane_id() & kPanel) & 0xffffu;
+  const unsigned finite = __ballot_sync(kAllLanes, fabsf(v) <= kLargestProjected) >> (lane_id() & kPanel) & 0xffffu;
   if (row >= work.rows) return;
   work.projected[row * params.layout.p_padded() + column] = v;
   if (threadIdx.x % kPanel == 0) work.finite[row * panels + panel] = finite == 0xffffu;

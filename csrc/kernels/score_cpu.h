@@ -174,21 +174,21 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
   }
 }
 
-// x = the projected state of `row`: its slices in order, plus the bias. Returns whether all of it is finite.
+// x = the projected state of `row`: its slices in order, plus the bias. Returns whether all of it is finite and at most
+// kLargestProjected.
 SRR_INLINE bool projected(const ScoreParams& a, const ScorePlan& plan, const float* partial, int64_t row, float* x) {
   const float* bias = at_bytes(a.packed, a.layout.projection_bias_bytes());
-  const F16 largest = set1(3.4028235e38f);
-  F16 finite = set1(1.0f);
+  F16 room = set1(0.0f);  // the least distance to the limit
   for (int64_t c = 0; c < plan.p; c += kPanel) {
     F16 v = load(partial + row * plan.p + c);
     for (int64_t s = 1; s < plan.slices; ++s) v = v + load(partial + (s * plan.rows + row) * plan.p + c);
     v = v + load(bias + c);
     store(x + c, v);
-    finite = min(finite, largest - abs(v));  // min(f, NaN) is NaN; negative only for infinities
-    finite = where_positive(finite, finite, set1(-1.0f));
+    room = min(room, set1(kLargestProjected) - abs(v));  // min(., NaN) is NaN
+    room = where_positive(room, room, set1(-1.0f));
   }
   float lanes[16];
-  store(lanes, finite);
+  store(lanes, room);
   bool all = true;
   for (float lane : lanes) all &= lane >= 0;
   return all;
@@ -334,7 +334,8 @@ SRR_INLINE float cosine(const float* x, const float* y, int64_t columns) {
     yy = fma(v, v, yy);
   }
   const float nx = __builtin_sqrtf(sum(xx)), ny = __builtin_sqrtf(sum(yy));
-  return sum(xy) / ((nx > 1e-8f ? nx : 1e-8f) * (ny > 1e-8f ? ny : 1e-8f));
+  const float value = sum(xy) / ((nx > 1e-8f ? nx : 1e-8f) * (ny > 1e-8f ? ny : 1e-8f));
+  return value > 1 ? 1 : value < -1 ? -1 : value;
 }
 
 // Encodes and scores the sequences of one chunk. `tile`: plan.tile_floats for each worker.

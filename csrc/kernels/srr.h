@@ -14,8 +14,16 @@ enum class DType : int32_t { kFloat32, kFloat16, kBFloat16 };
 enum class Pooling : int32_t { kLast, kMean, kGated };
 enum class Scope : int32_t { kList, kPair };
 
-// Largest projected width and head count the kernels accept.
+// The largest ranker the kernels accept: no size of the packed layout can overflow below these.
 constexpr int64_t kMaxProjDim = 512;
+constexpr int64_t kMaxLayers = 64;
+constexpr int64_t kMaxFfn = int64_t{1} << 16;
+constexpr int64_t kMaxStateSize = int64_t{1} << 26;
+
+// A projected state with a component beyond this counts as not finite: its square times p still fits float32.
+constexpr float kLargestProjected = 1e15f;
+// Gate logits are clamped to +-kGateLimit, so that no token's weight is ever zero.
+constexpr float kGateLimit = 60.0f;
 
 // Runs body(ctx, i) for every i in [0, n), in any order, perhaps at once; returns when all are done.
 using ParallelFor = void (*)(int64_t n, void (*body)(void* ctx, int64_t i), void* ctx);
@@ -42,7 +50,7 @@ struct TokenSpans {
   const float* gate;  // [d + 1]: weight, then bias; null unless pooling is kGated
 };
 
-// out[m] = the pooled state of row m. A span that is empty, or not within [0, T], gives a row of NaN:
+// out[m] = the pooled state of row m. A span without tokens (stop <= start), or not within [0, T], gives a row of NaN:
 // score() takes such rows out of their list.
 struct PoolParams {
   TokenSpans in;
@@ -54,7 +62,7 @@ struct PoolParams {
 //   kLast: a non-empty span overwrites acc with its last token and sets weight to 1
 //   kMean: acc += sum of tokens,      weight += number of tokens
 //   kGated: acc += sum of g_t x_t,    weight += sum of g_t
-// An empty span leaves its row alone; one not within [0, T] makes weight NaN.
+// A span without tokens (stop <= start) leaves its row alone; one not within [0, T] makes weight NaN.
 struct PoolUpdateParams {
   TokenSpans in;
   float* acc;  // [M, d]

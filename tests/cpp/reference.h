@@ -56,7 +56,7 @@ std::vector<Real> pool_sum(const Matrix& states, int64_t start, int64_t stop, Po
     if (pooling == Pooling::kGated) {
       Real z = gate[d];
       for (int64_t i = 0; i < d; ++i) z += Real(x[i]) * Real(gate[i]);
-      g = 1 / (1 + std::exp(-z));
+      g = 1 / (1 + std::exp(-std::clamp(z, Real(-60), Real(60))));
     }
     for (int64_t i = 0; i < d; ++i) total[i] += g * Real(x[i]);
     *weight += g;
@@ -170,13 +170,14 @@ Real cosine(const std::vector<Real>& a, const std::vector<Real>& b) {
     aa += a[i] * a[i];
     bb += b[i] * b[i];
   }
-  return ab / (std::max(std::sqrt(aa), Real(1e-8)) * std::max(std::sqrt(bb), Real(1e-8)));
+  const Real value = ab / (std::max(std::sqrt(aa), Real(1e-8)) * std::max(std::sqrt(bb), Real(1e-8)));
+  return std::isnan(value) ? value : std::clamp(value, Real(-1), Real(1));
 }
 
 template <typename Real>
 bool all_finite(const std::vector<Real>& x) {
   for (Real v : x)
-    if (!std::isfinite(v)) return false;
+    if (!(std::abs(v) <= Real(1e15))) return false;
   return true;
 }
 
