@@ -83,6 +83,7 @@ def native_build() -> dict[str, object]:
                     stale.unlink()
 
         def run_for_cpu(self) -> bool:
+            self.compiler = None  # the failed run has put an object in place of the name
             vars(self.extensions[0]).update(vars(cpu_extension()) | {"_needs_stub": False})
             try:
                 super().run()

@@ -18,6 +18,15 @@ def build_note() -> str | None:
     return note.read_text().strip() if note.is_file() else None
 
 
+def _load() -> ModuleType:
+    from . import _C
+
+    built_for, running = _C.build_info()["torch"], str(torch.__version__)
+    if built_for != running:
+        raise ImportError(f"the extension was built for torch {built_for}, this is torch {running}: build it again")
+    return _C
+
+
 BACKENDS = ("native", "reference")
 _forced = os.environ.get("SRR_FAST_BACKEND") or None
 if _forced not in (None, *BACKENDS):
@@ -29,13 +38,7 @@ if _forced == "reference":
     missing_reason = "SRR_FAST_BACKEND=reference"
 else:
     try:
-        from . import _C as extension
-
-        if (built_for := extension.build_info()["torch"]) != torch.__version__:
-            extension = None
-            raise ImportError(
-                f"the extension was built for torch {built_for}, this is {torch.__version__}: build again"
-            )
+        extension = _load()
     except ImportError as error:
         missing_reason = f"{error}; the build said: {note}" if (note := build_note()) else str(error)
         if _forced == "native":

@@ -118,6 +118,18 @@ def test_a_forced_native_backend_is_fatal_when_missing():
     assert "ImportError: SRR_FAST_BACKEND=native, but there is no extension" in result.stderr
 
 
+@pytest.mark.skipif(_native.extension is None, reason=f"no native extension: {_native.missing_reason}")
+def test_an_extension_for_another_torch_is_not_used():
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import torch; torch.__version__ = '1.0'\n"
+        "from srr_fast import _native; print(_native.extension, _native.missing_reason)"
+    )
+    result = run_python(code, SRR_FAST_BACKEND="")
+    wanted = r"None the extension was built for torch [\d.]+\S*, this is torch 1\.0"
+    assert re.match(wanted, result.stdout), result.stdout + result.stderr
+
+
 def test_an_unknown_backend_is_refused():
     result = run_python("import srr_fast; srr_fast.pool", SRR_FAST_BACKEND="fast")
     assert "ValueError: SRR_FAST_BACKEND must be one of" in result.stderr

@@ -299,5 +299,5 @@ def test_out_that_shares_memory_is_refused(share):
         "scores in resp": good._replace(scores=resp[0, :4]),
         "negated": good._replace(scores=torch._neg_view(good.scores)),
     }[share]
-    with pytest.raises(ValueError, match="score: .*out"):
+    with pytest.raises(ValueError, match=r"score: .*out"):
         scorer(inst, resp, out=bad)
