@@ -73,9 +73,11 @@ def native_build() -> dict[str, object]:
         """With CUDA, else for the CPU alone, else not at all: each step down leaves a note that says why."""
 
         def run(self) -> None:
+            inplace = self.inplace
             try:
                 super().run()
             except Exception as error:
+                self.inplace, self.compiler = inplace, None  # as they were before the run that failed
                 self.note(f"CUDA kernels: {error}" if home else f"compilation failed: {error}")
                 if home and self.run_for_cpu():
                     return
@@ -83,11 +85,12 @@ def native_build() -> dict[str, object]:
                     stale.unlink()
 
         def run_for_cpu(self) -> bool:
-            self.compiler = None  # the failed run has put an object in place of the name
             vars(self.extensions[0]).update(vars(cpu_extension()) | {"_needs_stub": False})
+            inplace = self.inplace
             try:
                 super().run()
             except Exception as error:
+                self.inplace = inplace
                 self.note(f"compilation failed: {error}")
                 return False
             return True
