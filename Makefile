@@ -60,7 +60,8 @@ python-test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
 bench: $(VENV)/.tested
-	$(BIN)/python -m pytest benchmarks -q --benchmark-json=build/bench.json --benchmark-columns=median,iqr $(ARGS)
+	@mkdir -p build
+	$(BIN)/python -m pytest benchmarks -q -s --benchmark-json=build/bench.json --benchmark-columns=median,iqr $(ARGS)
 
 sanitize: $(VENV)/.tested
 	$(BIN)/cmake -S . -B build/asan -G Ninja -DSRR_FAST_SANITIZE=address && $(BIN)/cmake --build build/asan && $(BIN)/ctest --test-dir build/asan --output-on-failure
