@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,100 +28,57 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 def save(ranker: SafetyRanker, folder: Path) -> None:
-    """Write the tensors, then the config that vouches for them, then the card."""
+    """Write the tensors, then the config that vouches for them, then the card; nothing that :func:`load` refuses."""
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in ranker.state_dict().items()}
-    for name, value in tensors.items():
-        if not value.isfinite().all():
-            raise ValueError(f"save_pretrained: tensor {name} must be finite")
     data = safetensors.torch.save(tensors)
-    config = {
+    values = {
         "format_version": FORMAT_VERSION,
         "model_id": ranker.model_id,
         "model_fingerprint": ranker.model_fingerprint,
         "ranker": ranker.config.to_dict(),
-        "calibration": None if ranker.calibration is None else list(ranker.calibration),
+        "calibration": ranker.calibration,
         "metrics": ranker.metrics,
     }
-    config = json.loads(json.dumps(config, allow_nan=False))  # what a reader will see: lists, not tuples
-    config["sha256"] = digest(config, data)
+    try:
+        config = json.loads(json.dumps(values, allow_nan=False))  # what a reader will see: lists, not tuples
+        config["sha256"] = digest(config, data)
+        text = (json.dumps(config, indent=2) + "\n").encode()
+        verify(parse(text), data)
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"save_pretrained: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     replace(folder / TENSOR_FILE, data)
-    replace(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    replace(folder / CONFIG_FILE, text)
     replace(folder / CARD_FILE, model_card(config).encode())
 
 
 def load(path_or_hub_id: str | Path, revision: str | None) -> SafetyRanker:
     """Read and verify a checkpoint: version, keys, digest, tensor names, shapes, dtypes, values."""
-    from .ranker import Calibration, SafetyRanker
-
     folder = locate(path_or_hub_id, revision)
-    config = read_config(folder / CONFIG_FILE)
-    data = read_file(folder / TENSOR_FILE)
-    if digest({key: value for key, value in config.items() if key != "sha256"}, data) != config["sha256"]:
-        raise refusal(folder, "sha256 does not match: config or tensors were damaged or edited")
     try:
-        with torch.random.fork_rng(devices=[]):  # the caller's seed is for sampling
-            ranker = SafetyRanker(
-                RankerConfig.from_dict(config["ranker"]),
-                calibration=None if config["calibration"] is None else Calibration(*config["calibration"]),
-                model_id=config["model_id"],
-                model_fingerprint=config["model_fingerprint"],
-                metrics=config["metrics"],
-            )
-        tensors = safetensors.torch.load(data)
-    except (TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise refusal(folder, str(error)) from error
-    expected = ranker.state_dict()
-    if set(tensors) != set(expected):
-        missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-        raise refusal(folder, f"missing tensors {missing}, unknown {unknown}")
-    for name, value in tensors.items():
-        want = expected[name]
-        if value.shape != want.shape or value.dtype != torch.float32:
-            raise refusal(
-                folder,
-                f"tensor {name} must be float32 {list(want.shape)}, got {str(value.dtype)[6:]} {list(value.shape)}",
-            )
-        if not value.isfinite().all():
-            raise refusal(folder, f"tensor {name} must be finite")
+        config = parse(read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES + 1))
+        data = read_file(folder / TENSOR_FILE)
+        if not signed(config, data):  # unless a save replaced both files between the two reads
+            config = parse(read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES + 1))
+        ranker, tensors = verify(config, data)
+    except (TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise ValueError(f"from_pretrained: {folder}: {error}") from error
+    ranker.to_empty(device=torch.get_default_device())
     ranker.load_state_dict(tensors)
     return ranker.eval()
 
 
-def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
-    """A local folder as it is; anything else is a repository to download."""
-    folder = Path(path_or_hub_id)
-    if folder.is_dir():
-        return folder
-    if isinstance(path_or_hub_id, Path) or folder.is_absolute() or folder.exists() or str(path_or_hub_id)[:1] in ".~":
-        raise FileNotFoundError(f"from_pretrained: no folder {str(path_or_hub_id)!r}")
-    import huggingface_hub
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                path_or_hub_id, revision=revision, allow_patterns=[CONFIG_FILE, TENSOR_FILE]
-            )
-        )
-    except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
-        raise FileNotFoundError(
-            f"from_pretrained: {path_or_hub_id!r} is no local folder, and no repository that can be reached: {error}"
-        ) from error
-
-
-def read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"from_pretrained: {path.parent} has no {path.name}") from None
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """``config.json`` with its keys and plain values checked."""
-    text = read_file(path)
+def parse(text: bytes) -> dict[str, Any]:
+    """``config.json`` with its keys checked."""
 
     def refuse_constant(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
+
+    def number(digits: str) -> float:
+        if not math.isfinite(value := float(digits)):
+            raise ValueError(f"{digits} is not finite")
+        return value
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
@@ -130,29 +88,85 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"larger than {MAX_CONFIG_BYTES} bytes")
-        config = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse_constant)
+        config = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=number)
+        json.dumps(config, ensure_ascii=False).encode()  # a lone surrogate is no text
     except (ValueError, RecursionError) as error:
-        raise refusal(path.parent, f"{path.name}: {error}") from error
-    if not isinstance(config, dict) or config.get("format_version") != FORMAT_VERSION:
-        got = config.get("format_version") if isinstance(config, dict) else type(config).__name__
-        raise refusal(path.parent, f"format_version must be {FORMAT_VERSION}, got {got!r}")
+        raise ValueError(f"{CONFIG_FILE}: {error}") from error
+    version = config.get("format_version") if isinstance(config, dict) else type(config).__name__
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(f"format_version must be {FORMAT_VERSION}, got {version!r}")
     if set(config) != set(CONFIG_KEYS):
-        raise refusal(
-            path.parent,
-            f"{path.name}: missing keys {sorted(set(CONFIG_KEYS) - set(config))}, "
-            f"unknown {sorted(set(config) - set(CONFIG_KEYS))}",
+        raise ValueError(
+            f"{CONFIG_FILE}: missing keys {sorted(set(CONFIG_KEYS) - set(config))}, "
+            f"unknown {sorted(set(config) - set(CONFIG_KEYS))}"
         )
-    calibration = config["calibration"]
-    well_formed = (
-        isinstance(config["ranker"], dict)
-        and isinstance(config["metrics"], dict)
-        and all(config[key] is None or isinstance(config[key], str) for key in ("model_id", "model_fingerprint"))
-        and (calibration is None or (isinstance(calibration, list) and len(calibration) == 2))
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in calibration or [])
-    )
-    if not well_formed:
-        raise refusal(path.parent, f"{path.name}: a value has the wrong type")
     return config
+
+
+def verify(config: dict[str, Any], data: bytes) -> tuple[SafetyRanker, dict[str, torch.Tensor]]:
+    """The ranker of a parsed config, on the meta device so that a config allocates nothing, and its tensors."""
+    from .ranker import SafetyRanker
+
+    if not signed(config, data):
+        raise ValueError("sha256 does not match: config or tensors were damaged or edited")
+    if not isinstance(config["metrics"], dict):
+        raise TypeError(f"metrics must be a dict, got {type(config['metrics']).__name__}")
+    with torch.device("meta"):
+        ranker = SafetyRanker(
+            RankerConfig.from_dict(config["ranker"]),
+            calibration=config["calibration"],
+            model_id=config["model_id"],
+            model_fingerprint=config["model_fingerprint"],
+            metrics=config["metrics"],
+        )
+    tensors = safetensors.torch.load(data)
+    expected = ranker.state_dict()
+    if set(tensors) != set(expected):
+        missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+        raise ValueError(f"missing tensors {missing}, unknown {unknown}")
+    for name, value in tensors.items():
+        want = expected[name]
+        if value.shape != want.shape or value.dtype != torch.float32:
+            raise ValueError(
+                f"tensor {name} must be float32 {list(want.shape)}, got {str(value.dtype)[6:]} {list(value.shape)}"
+            )
+        if not value.isfinite().all():
+            raise ValueError(f"tensor {name} must be finite")
+    return ranker, tensors
+
+
+def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
+    """A local folder as it is; anything else is a repository to download."""
+    if not isinstance(path_or_hub_id, str | Path):
+        raise TypeError(f"from_pretrained: wants a folder or a hub id, got {type(path_or_hub_id).__name__}")
+    folder = Path(path_or_hub_id)
+    if os.path.isdir(folder):
+        return folder
+    local = isinstance(path_or_hub_id, Path) or folder.is_absolute() or str(path_or_hub_id)[:1] in ".~"
+    if local or os.path.exists(folder):
+        raise FileNotFoundError(f"from_pretrained: no folder {str(path_or_hub_id)!r}")
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                str(path_or_hub_id), revision=revision, allow_patterns=[CONFIG_FILE, TENSOR_FILE]
+            )
+        )
+    except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
+        raise FileNotFoundError(
+            f"from_pretrained: {path_or_hub_id!r} is no local folder, and no repository that can be reached: {error}"
+        ) from error
+
+
+def read_file(path: Path, most: int = -1) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(most)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"from_pretrained: {path.parent} has no {path.name}") from None
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
 def digest(config: dict[str, Any], tensors: bytes) -> str:
@@ -161,18 +175,18 @@ def digest(config: dict[str, Any], tensors: bytes) -> str:
     return hashlib.sha256(canonical + b"\n" + tensors).hexdigest()
 
 
+def signed(config: dict[str, Any], tensors: bytes) -> bool:
+    return digest({key: value for key, value in config.items() if key != "sha256"}, tensors) == config["sha256"]
+
+
 def replace(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # tempfile's would not have the umask's permissions
     try:
         part.write_bytes(data)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def refusal(folder: Path, why: str) -> ValueError:
-    return ValueError(f"from_pretrained: {folder}: {why}")
 
 
 def model_card(config: dict[str, Any]) -> str:

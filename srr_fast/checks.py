@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Argument checks of the Python entry points that do not reach the native ops, which check for themselves."""
+"""Argument checks of the Python entry points: before the reference, and after a native op refused, to say why."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from .reference import POOLINGS
 
 STATE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -22,14 +24,17 @@ def check_tensor(
     op: str, name: str, value: object, shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...]
 ) -> None:
     """TypeError for another type or dtype, ValueError for another shape; a str in ``shape`` names a free dimension."""
-    wanted = f"{'/'.join(str(t).removeprefix('torch.') for t in dtypes)} [{', '.join(map(str, shape))}]"
     if not isinstance(value, Tensor) or value.dtype not in dtypes:
-        raise TypeError(f"{op}: {name} must be {wanted}, got {describe(value)}")
+        raise TypeError(f"{op}: {name} must be {_wanted(shape, dtypes)}, got {describe(value)}")
     same = value.dim() == len(shape) and all(
         isinstance(want, str) or got == want for got, want in zip(value.shape, shape, strict=True)
     )
     if not same or value.layout != torch.strided:
-        raise ValueError(f"{op}: {name} must be {wanted}, got {describe(value)}, {value.layout}")
+        raise ValueError(f"{op}: {name} must be {_wanted(shape, dtypes)}, got {describe(value)}, {value.layout}")
+
+
+def _wanted(shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...]) -> str:
+    return f"{'/'.join(str(t).removeprefix('torch.') for t in dtypes)} [{', '.join(map(str, shape))}]"
 
 
 def check_device(op: str, name: str, value: Tensor, device: torch.device) -> None:
@@ -44,18 +49,62 @@ def check_offsets(op: str, offsets: Tensor, B: int, M: int) -> None:
         raise ValueError(f"{op}: offsets must run from 0 to M={M} without decreasing, got {steps[:8]}")
 
 
-def check_score_inputs(inst: Tensor, resp: Tensor, offsets: Tensor | None, d: int) -> None:
-    check_tensor("score", "inst", inst, ("B", d), STATE_DTYPES)
-    check_tensor("score", "resp", resp, ("M", d), STATE_DTYPES)
-    check_device("score", "resp", resp, inst.device)
-    B, M = len(inst), len(resp)
+def check_lists(op: str, inst: Tensor, M: int, offsets: Tensor | None, d: int, device: torch.device) -> None:
+    """Check the instructions [B, d] of B lists that share M candidates, and the lists."""
+    check_tensor(op, "inst", inst, ("B", d), STATE_DTYPES)
+    check_device(op, "inst", inst, device)
+    B = len(inst)
     if offsets is None:
         if M % B if B else M:
-            raise ValueError(f"score: offsets=None wants M divisible by B, got M={M}, B={B}")
+            raise ValueError(f"{op}: offsets=None wants M divisible by B, got M={M}, B={B}")
         return
-    check_tensor("score", "offsets", offsets, (B + 1,), (torch.int64,))
-    check_device("score", "offsets", offsets, inst.device)
-    check_offsets("score", offsets, B, M)
+    check_tensor(op, "offsets", offsets, (B + 1,), (torch.int64,))
+    check_device(op, "offsets", offsets, device)
+    check_offsets(op, offsets, B, M)
+
+
+def check_score_inputs(inst: Tensor, resp: Tensor, offsets: Tensor | None, d: int, device: torch.device) -> None:
+    check_tensor("score", "resp", resp, ("M", d), STATE_DTYPES)
+    check_device("score", "resp", resp, device)
+    check_lists("score", inst, len(resp), offsets, d, device)
+
+
+def check_pool_inputs(
+    op: str,
+    states: Tensor,
+    spans: Tensor,
+    pooling: str,
+    gate: Tensor | None,
+    *,
+    d: int | str = "d",
+    offsets: Tensor | None = None,
+) -> int:
+    """Check token states, their spans and the pooling; returns M. offsets: what the caller gave instead of spans."""
+    padded = isinstance(states, Tensor) and states.dim() == 3
+    check_tensor(op, "states", states, ("M", "T", d) if padded else ("T", d), STATE_DTYPES)
+    check_tensor(op, "spans", spans, (states.shape[0] if padded else "M", 2), (torch.int64,))
+    check_device(op, "spans", spans, states.device)
+    if not isinstance(pooling, str):
+        raise TypeError(f"{op}: pooling must be one of {POOLINGS}, got {pooling!r}")
+    if pooling not in POOLINGS:
+        raise ValueError(f"{op}: pooling must be one of {POOLINGS}, got {pooling!r}")
+    if (gate is not None) != (pooling == "gated"):
+        raise ValueError(f"{op}: gate goes with pooling='gated' and only with it, got pooling={pooling!r}")
+    if gate is not None:
+        check_tensor(op, "gate", gate, (states.shape[-1] + 1,), (torch.float32, torch.float64))
+        check_device(op, "gate", gate, states.device)
+    if states.device.type == "cpu":
+        if offsets is not None:
+            check_steps(op, offsets, states.shape[-2])
+        check_spans(op, spans, states.shape[-2])
+    return len(spans)
+
+
+def check_steps(op: str, offsets: Tensor, T: int) -> None:
+    """ValueError unless offsets lie in [0, T] without decreasing."""
+    steps = offsets.tolist()
+    if steps[0] < 0 or steps[-1] > T or any(a > b for a, b in pairwise(steps)):
+        raise ValueError(f"{op}: offsets must lie in 0 .. T={T} without decreasing, got {steps[:8]}")
 
 
 def check_spans(op: str, spans: Tensor, T: int) -> None:

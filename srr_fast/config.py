@@ -8,20 +8,28 @@ from dataclasses import asdict, dataclass, fields
 
 from .reference import POOLINGS, SCOPES
 
+# Generous, and small enough that no configuration asks for more than a machine has.
+MAX_HIDDEN_SIZE = 1 << 20
 MAX_PROJ_DIM = 512
+MAX_ENCODER_LAYERS = 64
+MAX_FFN_DIM = 1 << 16
+MAX_LAYERS_READ = 64
+MAX_LAYER = 1 << 16
+MIN_TEMPERATURE = 1e-6  # below, float32 scores divided by it lose what tells them apart
 
 
 @dataclass(frozen=True)
 class RankerConfig:
     """Which states a ranker reads and how it compares them.
 
-    hidden_size: width of the language model's hidden states.
-    layer:       hidden_states index k, 1 <= k < L; a float is a fraction of L; a tuple reads several layers.
+    hidden_size: width of the language model's hidden states, at most 2**20.
+    layer:       hidden_states index k, 1 <= k < L, at most 2**16; a float is a fraction of L; a tuple reads several
+                 layers, at most 64.
     pooling:     ``last``, ``mean`` or ``gated``, over the response's tokens.
     scope:       ``list``: candidates see each other. ``pair``: a score is independent of the other candidates.
-    proj_dim:    p, at most 512. num_layers: encoder layers, 0 for projection and cosine alone.
-    ffn_dim:     None is 4 p. norm_first: pre-LN. temperature: tau of the softmax over candidates.
-    dropout:     while training.
+    proj_dim:    p, at most 512. num_layers: encoder layers, at most 64, 0 for projection and cosine alone.
+    ffn_dim:     at most 2**16, None is 4 p. norm_first: pre-LN.
+    temperature: tau of the softmax over candidates, at least 1e-6. dropout: while training.
 
     Raises TypeError or ValueError naming the field.
     """
@@ -42,13 +50,12 @@ class RankerConfig:
         if isinstance(self.layer, list):
             object.__setattr__(self, "layer", tuple(self.layer))
         if self.ffn_dim is None:
-            object.__setattr__(self, "ffn_dim", 4 * _integer("proj_dim", self.proj_dim, 1))
-        _integer("hidden_size", self.hidden_size, 1)
-        _integer("num_layers", self.num_layers, 0)
-        _integer("num_heads", self.num_heads, 1)
-        _integer("ffn_dim", self.ffn_dim, 1)
-        if _integer("proj_dim", self.proj_dim, 1) > MAX_PROJ_DIM:
-            raise ValueError(f"RankerConfig: proj_dim must be at most {MAX_PROJ_DIM}, got {self.proj_dim}")
+            object.__setattr__(self, "ffn_dim", 4 * _integer("proj_dim", self.proj_dim, 1, MAX_PROJ_DIM))
+        _integer("hidden_size", self.hidden_size, 1, MAX_HIDDEN_SIZE)
+        _integer("proj_dim", self.proj_dim, 1, MAX_PROJ_DIM)
+        _integer("num_layers", self.num_layers, 0, MAX_ENCODER_LAYERS)
+        _integer("num_heads", self.num_heads, 1, MAX_PROJ_DIM)
+        _integer("ffn_dim", self.ffn_dim, 1, MAX_FFN_DIM)
         if self.proj_dim % self.num_heads:
             raise ValueError(
                 f"RankerConfig: proj_dim must be divisible by num_heads, got {self.proj_dim} and {self.num_heads}"
@@ -59,20 +66,20 @@ class RankerConfig:
             raise ValueError(f"RankerConfig: scope must be one of {SCOPES}, got {self.scope!r}")
         if not isinstance(self.norm_first, bool):
             raise TypeError(f"RankerConfig: norm_first must be a bool, got {self.norm_first!r}")
-        if not (_number("temperature", self.temperature) > 0):
-            raise ValueError(f"RankerConfig: temperature must be above 0, got {self.temperature}")
+        if _number("temperature", self.temperature) < MIN_TEMPERATURE:
+            raise ValueError(f"RankerConfig: temperature must be at least {MIN_TEMPERATURE}, got {self.temperature}")
         if not (0 <= _number("dropout", self.dropout) < 1):
             raise ValueError(f"RankerConfig: dropout must be in [0, 1), got {self.dropout}")
         layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
-        if not layers:
-            raise ValueError("RankerConfig: layer must name at least one layer, got ()")
+        if not 1 <= len(layers) <= MAX_LAYERS_READ:
+            raise ValueError(f"RankerConfig: layer must name 1 to {MAX_LAYERS_READ} layers, got {len(layers)}")
         for layer in layers:
             if isinstance(layer, bool) or not isinstance(layer, int | float):
                 raise TypeError(f"RankerConfig: layer must be an int, a float or a tuple of them, got {layer!r}")
             if isinstance(layer, float) and not 0 < layer < 1:
                 raise ValueError(f"RankerConfig: a fractional layer must be in (0, 1), got {layer}")
-            if isinstance(layer, int) and layer < 1:
-                raise ValueError(f"RankerConfig: layer must be at least 1 (0 is the embeddings), got {layer}")
+            if isinstance(layer, int) and not 1 <= layer <= MAX_LAYER:
+                raise ValueError(f"RankerConfig: layer must be in 1 .. {MAX_LAYER} (0 is the embeddings), got {layer}")
 
     @classmethod
     def paper(cls, hidden_size: int) -> RankerConfig:
@@ -114,6 +121,8 @@ class RankerConfig:
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> RankerConfig:
         """Inverse of :meth:`to_dict`. Every field must be there and no other."""
+        if not isinstance(values, dict):
+            raise TypeError(f"RankerConfig: wants a dict of fields, got {type(values).__name__}")
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             raise ValueError(
@@ -123,17 +132,25 @@ class RankerConfig:
         return cls(**values)  # type: ignore[arg-type]
 
 
-def _integer(name: str, value: object, least: int) -> int:
+def _integer(name: str, value: object, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"RankerConfig: {name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"RankerConfig: {name} must be at least {least}, got {value}")
+    if not least <= value <= most:
+        raise ValueError(f"RankerConfig: {name} must be in {least} .. {most}, got {value}")
     return value
 
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"RankerConfig: {name} must be a number, got {value!r}")
-    if not math.isfinite(value):
+    if not finite(value):
         raise ValueError(f"RankerConfig: {name} must be finite, got {value}")
     return value
+
+
+def finite(value: float) -> bool:
+    """Whether a number is finite as a float, which an int beyond the floats is not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -8,7 +8,7 @@ import functools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,7 @@ from . import decoding, fingerprint, reference
 from .capture import Capture
 from .decoder import layers_to_read
 from .generation import SERVED
-
-if TYPE_CHECKING:
-    from .ranker import SafetyRanker
+from .ranker import SafetyRanker, check_ranker
 
 OUTPUTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
 
@@ -65,6 +63,7 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
     ``stop_strings`` raise; :class:`BestOfN` refuses the one and serves the other. The loop raises ValueError for an
     option it cannot serve.
     """
+    check_ranker("best_of_n", ranker)
     prepare = functools.cache(ranker.prepare)
     config, calibration = ranker.config, ranker.calibration
     checked: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()

@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from . import _native, reference
-from .checks import STATE_DTYPES, check_device, check_score_inputs, check_spans, check_tensor
+from .checks import STATE_DTYPES, check_device, check_pool_inputs, check_tensor
+from .prepared import PreparedScorer
 from .reference import ScoreOutput
-
-if TYPE_CHECKING:
-    from .prepared import PreparedScorer
 
 
 def pool(
@@ -39,14 +35,20 @@ def pool(
     if (spans is None) == (offsets is None):
         raise TypeError("pool: wants either spans or offsets")
     if offsets is not None:
+        check_tensor("pool", "states", states, ("T", "d"), STATE_DTYPES)
         check_tensor("pool", "offsets", offsets, ("M + 1",), (torch.int64,))
-        if len(offsets) == 0 or states.dim() != 2:
-            raise ValueError(f"pool: offsets [M + 1] go with packed states [T, d], got states {list(states.shape)}")
+        check_device("pool", "offsets", offsets, states.device)
+        if len(offsets) == 0:
+            raise ValueError("pool: offsets must be int64 [M + 1], got int64 [0]")
         spans = offsets.unfold(0, 2, 1)
     assert spans is not None
-    if _native.serves(states, optional=gate):
-        return torch.ops.srr_fast.pool(states, spans, pooling, gate)
-    _check_pool_inputs("pool", states, spans, pooling, gate)
+    if isinstance(pooling, str) and _native.serves(states, spans, optional=gate):
+        try:
+            return torch.ops.srr_fast.pool(states, spans, pooling, gate)
+        except (TypeError, ValueError):
+            check_pool_inputs("pool", states, spans, pooling, gate, offsets=offsets)
+            raise
+    check_pool_inputs("pool", states, spans, pooling, gate, offsets=offsets)
     return reference.pool(states, spans, pooling, gate)
 
 
@@ -64,10 +66,32 @@ def pool_update_(
     acc: [M, d] float32 and weight: [M] float32, both zero before the first update. states, spans, pooling and gate as
     in :func:`pool`. A candidate whose span is empty is left alone.
     """
-    if _native.serves(acc, weight, states, spans, optional=gate):
-        torch.ops.srr_fast.pool_update_(acc, weight, states, spans, pooling, gate)
+    if isinstance(pooling, str) and _native.serves(acc, weight, states, spans, optional=gate):
+        try:
+            torch.ops.srr_fast.pool_update_(acc, weight, states, spans, pooling, gate)
+        except (TypeError, ValueError):
+            _check_update(acc, weight, states, spans, pooling, gate)
+            raise
         return
-    M = _check_pool_inputs("pool_update_", states, spans, pooling, gate)
+    _check_update(acc, weight, states, spans, pooling, gate)
+    reference.pool_update_(acc, weight, states, spans, pooling, gate)
+
+
+def score(inst: Tensor, resp: Tensor, scorer: PreparedScorer, offsets: Tensor | None = None) -> ScoreOutput:
+    """Score candidates with a prepared ranker; the form that ``torch.compile`` traces as one graph.
+
+    inst: [B, d], resp: [M, d], offsets: [B + 1] int64 or None for equal lists, as in :meth:`SafetyRanker.score`.
+    Inputs that need gradients get them, from the reference.
+    """
+    if not isinstance(scorer, PreparedScorer):
+        raise TypeError(f"score: scorer must be a PreparedScorer, got {type(scorer).__name__}")
+    return scorer._traceable(inst, resp, offsets)
+
+
+def _check_update(
+    acc: Tensor, weight: Tensor, states: Tensor, spans: Tensor, pooling: str, gate: Tensor | None
+) -> None:
+    M = check_pool_inputs("pool_update_", states, spans, pooling, gate)
     dtype = reference.accumulation_dtype(states.dtype)
     check_tensor("pool_update_", "acc", acc, (M, states.shape[-1]), (dtype,))
     check_tensor("pool_update_", "weight", weight, (M,), (dtype,))
@@ -79,46 +103,3 @@ def pool_update_(
                 f"pool_update_: {name} must be contiguous in its last dimension and not overlap itself, "
                 f"got strides {written.stride()}"
             )
-    reference.pool_update_(acc, weight, states, spans, pooling, gate)
-
-
-def score(inst: Tensor, resp: Tensor, scorer: PreparedScorer, offsets: Tensor | None = None) -> ScoreOutput:
-    """Score candidates with a prepared ranker; the form that ``torch.compile`` traces as one graph.
-
-    inst: [B, d], resp: [M, d], offsets: [B + 1] int64 or None for equal lists, as in :meth:`SafetyRanker.score`.
-    Inputs that need gradients get them, from the reference.
-    """
-    if scorer.packed is not None and _native.serves(inst, resp, optional=offsets):
-        return ScoreOutput(*torch.ops.srr_fast.score(inst, resp, offsets, scorer.packed, *scorer.shape))
-    config = scorer.config
-    check_score_inputs(inst, resp, offsets, config.state_size)
-    out = reference.score(
-        inst,
-        resp,
-        scorer.weights,
-        heads=config.num_heads,
-        layers=config.num_layers,
-        scope=config.scope,
-        temperature=config.temperature,
-        norm_first=config.norm_first,
-        offsets=offsets,
-    )
-    return out
-
-
-def _check_pool_inputs(op: str, states: Tensor, spans: Tensor, pooling: str, gate: Tensor | None) -> int:
-    """Check what the native ops check for themselves; returns M."""
-    padded = isinstance(states, Tensor) and states.dim() == 3
-    check_tensor(op, "states", states, ("M", "T", "d") if padded else ("T", "d"), STATE_DTYPES)
-    check_tensor(op, "spans", spans, (states.shape[0] if padded else "M", 2), (torch.int64,))
-    check_device(op, "spans", spans, states.device)
-    if pooling not in reference.POOLINGS:
-        raise ValueError(f"{op}: pooling must be one of {reference.POOLINGS}, got {pooling!r}")
-    if (gate is not None) != (pooling == "gated"):
-        raise ValueError(f"{op}: gate goes with pooling='gated' and only with it, got pooling={pooling!r}")
-    if gate is not None:
-        check_tensor(op, "gate", gate, (states.shape[-1] + 1,), (torch.float32, torch.float64))
-        check_device(op, "gate", gate, states.device)
-    if states.device.type == "cpu":
-        check_spans(op, spans, states.shape[-2])
-    return len(spans)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,9 @@ from . import decoding, fingerprint, reference
 from .capture import Capture
 from .checks import check_tensor
 from .decoder import layers_to_read
-from .prompts import encode
+from .prompts import check_tokenizer, encode
 from .pruning import Pruner, Schedule, check_schedule
-
-if TYPE_CHECKING:
-    from .ranker import SafetyRanker
+from .ranker import SafetyRanker, check_ranker
 
 # Option of `generate` -> the values BestOfN serves, and what to do about others.
 SERVED: dict[str, tuple[tuple[object, ...], str]] = {
@@ -140,6 +138,8 @@ class BestOfN:
             raise TypeError(f"BestOfN: model must be a transformers model with generate, got {type(model).__name__}")
         if model.config.is_encoder_decoder:
             raise ValueError(f"BestOfN: model must be decoder-only, {type(model).__name__} is encoder-decoder")
+        check_tokenizer("BestOfN", tokenizer)
+        check_ranker("BestOfN", ranker)
         self.model = model
         self.tokenizer = tokenizer
         self.layers = layers_to_read(model, ranker.config, layers)
@@ -181,6 +181,8 @@ class BestOfN:
         if n < 1:
             raise ValueError(f"BestOfN: n must be at least 1, got {n}")
         self._check_min_safety(min_safety)
+        if fallback is not None and not isinstance(fallback, str):
+            raise TypeError(f"BestOfN: fallback must be a str or None, got {type(fallback).__name__}")
         schedule = check_schedule(prune)
         options = _Options(self.model, generate_kwargs)
         options.check(n)
@@ -273,6 +275,10 @@ class _Options:
         self.given = given
         self.passed: GenerationConfig | None = given.get("generation_config")
         self.default = model.generation_config
+        if self.passed is not None and not isinstance(self.passed, GenerationConfig):
+            raise TypeError(
+                f"BestOfN: generation_config must be a GenerationConfig or None, got {type(self.passed).__name__}"
+            )
 
     def __getitem__(self, name: str) -> Any:
         if name in self.given:

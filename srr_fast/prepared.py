@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import _native, functional
-from .checks import check_tensor
+from . import _native, reference
+from .checks import check_device, check_lists, check_pool_inputs, check_score_inputs, check_tensor
 from .reference import ScoreOutput
 
 if TYPE_CHECKING:
@@ -46,9 +46,12 @@ class PreparedScorer:
     config:  the ranker's. packed: the packed weights, uint8, or None where the native ops do not serve the device.
     weights: the tensors by checkpoint name, float32; what the reference computes with.
     shape:   what the native ops want beside ``packed``.
+
+    Attributes cannot be set. Their tensors must not be written to: ``packed`` and ``weights`` would disagree.
     """
 
     __slots__ = ("_call", "config", "dtype", "gate", "packed", "shape", "weights")
+    _call: Any
     config: RankerConfig
     dtype: torch.dtype
     gate: Tensor | None
@@ -66,7 +69,7 @@ class PreparedScorer:
             raise TypeError(f"prepare: dtype must be float32 or bfloat16, got {dtype}")
         weights = {name: value.detach().float().clone() for name, value in ranker.named_parameters()}
         gate = ranker.gate_vector()
-        target = torch.device(device) if device is not None else next(iter(weights.values())).device
+        target = next(iter(weights.values())).device if device is None else _usable(device)
         self._set(ranker.config, weights, None if gate is None else gate.detach().float(), target, dtype)
 
     def _set(
@@ -79,11 +82,7 @@ class PreparedScorer:
     ) -> None:
         if dtype == torch.bfloat16:
             weights = {name: v if name.endswith(VECTORS) else v.bfloat16().float() for name, v in weights.items()}
-        self.config = config
-        self.dtype = dtype
-        self.gate = None if gate is None else gate.to(device)
-        self.weights = {name: v.to(device) for name, v in weights.items() if not name.startswith("gate.")}
-        self.shape = (
+        shape = (
             config.proj_dim,
             config.num_heads,
             config.num_layers,
@@ -93,16 +92,34 @@ class PreparedScorer:
             config.scope,
             config.temperature,
         )
-        self.packed = None
-        self._call: Any = None
+        packed = call = None
         if _native.extension and device.type in _native.devices:
             tensors = [weights[name].cpu().contiguous() for name in layer_tensor_names(config.num_layers)]
-            self.packed = _native.extension.pack_ranker(tensors, *self.shape[1:6]).to(device)
-            self._call = _native.extension.PreparedScorer(self.packed, config.state_size, *self.shape)
+            packed = _native.extension.pack_ranker(tensors, *shape[1:6]).to(device)
+            call = _native.extension.PreparedScorer(packed, config.state_size, *shape)
+        attributes = {
+            "_call": call,
+            "config": config,
+            "dtype": dtype,
+            "gate": None if gate is None else gate.to(device),
+            "packed": packed,
+            "shape": shape,
+            "weights": {name: v.to(device) for name, v in weights.items() if not name.startswith("gate.")},
+        }
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"PreparedScorer: {name} cannot be set, a prepared scorer is immutable; prepare another")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"PreparedScorer: {name} cannot be deleted, a prepared scorer is immutable")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        device = next(iter(self.weights.values())).device
-        return _restore, (self.config, self.weights, self.gate, device, self.dtype)
+        return _restore, (self.config, self.weights, self.gate, self._device(), self.dtype)
+
+    def _device(self) -> torch.device:
+        return self.weights["projection.weight"].device
 
     def __call__(
         self, inst: Tensor, resp: Tensor, offsets: Tensor | None = None, *, out: ScoreOutput | None = None
@@ -115,10 +132,39 @@ class PreparedScorer:
         Raises TypeError or ValueError naming the argument.
         """
         if self._call is not None and not torch.compiler.is_compiling():
-            result = self._call(inst, resp, offsets, out)
+            try:
+                result = self._call(inst, resp, offsets, out)
+            except (TypeError, ValueError):
+                check_score_inputs(inst, resp, offsets, self.config.state_size, self._device())
+                raise
             if result is not None:
                 return ScoreOutput(*result)
-        return _write_out(functional.score(inst, resp, self, offsets), out)
+        return _write_out(self._traceable(inst, resp, offsets), out)
+
+    def _traceable(self, inst: Tensor, resp: Tensor, offsets: Tensor | None = None) -> ScoreOutput:
+        """:meth:`__call__` by way of PyTorch's dispatcher: what ``torch.compile`` traces, and gradients need."""
+        if self.packed is not None and _native.serves(inst, resp, optional=offsets):
+            try:
+                return ScoreOutput(*torch.ops.srr_fast.score(inst, resp, offsets, self.packed, *self.shape))
+            except (TypeError, ValueError):
+                check_score_inputs(inst, resp, offsets, self.config.state_size, self._device())
+                raise
+        check_score_inputs(inst, resp, offsets, self.config.state_size, self._device())
+        return self._reference(inst, resp, offsets)
+
+    def _reference(self, inst: Tensor, resp: Tensor, offsets: Tensor | None) -> ScoreOutput:
+        config = self.config
+        return reference.score(
+            inst,
+            resp,
+            self.weights,
+            heads=config.num_heads,
+            layers=config.num_layers,
+            scope=config.scope,
+            temperature=config.temperature,
+            norm_first=config.norm_first,
+            offsets=offsets,
+        )
 
     def from_hidden(self, states: Tensor, spans: Tensor, inst: Tensor, offsets: Tensor | None = None) -> ScoreOutput:
         """Pool token states as the ranker wants them, then score: one call.
@@ -126,15 +172,31 @@ class PreparedScorer:
         states: [M, T, d] padded or [T, d] packed, spans: [M, 2] int64, both as in :func:`srr_fast.pool`.
         inst:   [B, d] pooled instructions. offsets as in :meth:`__call__`.
         """
-        config = self.config
+        pooling = self.config.pooling
         if self.packed is not None and _native.serves(states, spans, inst, optional=offsets):
-            return ScoreOutput(
-                *torch.ops.srr_fast.rank(
-                    states, spans, config.pooling, self.gate, inst, offsets, self.packed, *self.shape
+            try:
+                return ScoreOutput(
+                    *torch.ops.srr_fast.rank(states, spans, pooling, self.gate, inst, offsets, self.packed, *self.shape)
                 )
-            )
-        resp = functional.pool(states, spans, pooling=config.pooling, gate=self.gate)
-        return functional.score(inst, resp, self, offsets)
+            except (TypeError, ValueError):
+                self._check_hidden(states, spans, inst, offsets)
+                raise
+        self._check_hidden(states, spans, inst, offsets)
+        return self._reference(inst, reference.pool(states, spans, pooling, self.gate), offsets)
+
+    def _check_hidden(self, states: Tensor, spans: Tensor, inst: Tensor, offsets: Tensor | None) -> None:
+        op, d, device = "from_hidden", self.config.state_size, self._device()
+        if isinstance(states, Tensor):
+            check_device(op, "states", states, device)
+        M = check_pool_inputs(op, states, spans, self.config.pooling, self.gate, d=d)
+        check_lists(op, inst, M, offsets, d, device)
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"prepare: device must be one that this PyTorch has, got {device!r}: {error}") from error
 
 
 def _restore(*state: Any) -> PreparedScorer:

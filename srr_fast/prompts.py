@@ -16,6 +16,8 @@ def encode(op: str, tokenizer: PreTrainedTokenizerBase | None, prompt: str | Seq
     With a chat template a string is one user message and both end with the generation prompt. Without one a string is
     continued as it is, and a conversation is refused. Raises ValueError, its message starting with ``op``.
     """
+    if not isinstance(prompt, str):
+        _check_messages(op, prompt)
     if tokenizer is None:
         raise ValueError(f"{op}: text wants a tokenizer; without one pass token ids")
     if not tokenizer.chat_template:
@@ -25,3 +27,16 @@ def encode(op: str, tokenizer: PreTrainedTokenizerBase | None, prompt: str | Seq
     messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def check_tokenizer(op: str, tokenizer: object) -> None:
+    if tokenizer is not None and not (callable(tokenizer) and callable(getattr(tokenizer, "decode", None))):
+        raise TypeError(f"{op}: tokenizer must be a transformers tokenizer or None, got {type(tokenizer).__name__}")
+
+
+def _check_messages(op: str, messages: Sequence[Mapping[str, Any]]) -> None:
+    if not messages:
+        raise ValueError(f"{op}: a conversation must have at least one message, got none")
+    for message in messages:
+        if "role" not in message or not ("content" in message or "tool_calls" in message):
+            raise ValueError(f"{op}: a message must have role and content, got the keys {list(message)}")

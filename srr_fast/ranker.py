@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import checkpoint, reference
 from .checks import check_score_inputs
-from .config import RankerConfig
+from .config import RankerConfig, finite
 from .reference import ScoreOutput
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Calibration(NamedTuple):
-    """``safety = sigmoid(slope * score + intercept)``."""
+    """``safety = sigmoid(slope * score + intercept)``; both finite, slope above 0: a better score is no less safe."""
 
     slope: float
     intercept: float
@@ -55,7 +55,12 @@ class SafetyRanker(nn.Module):
         if not isinstance(config, RankerConfig):
             raise TypeError(f"SafetyRanker: config must be a RankerConfig, got {type(config).__name__}")
         self.config = config
-        self.calibration = None if calibration is None else Calibration(*calibration)
+        for name, text in (("model_id", model_id), ("model_fingerprint", model_fingerprint)):
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"SafetyRanker: {name} must be a str or None, got {type(text).__name__}")
+        if metrics is not None and not isinstance(metrics, dict):
+            raise TypeError(f"SafetyRanker: metrics must be a dict, got {type(metrics).__name__}")
+        self.calibration = None if calibration is None else _calibration(calibration)
         self.model_id = model_id
         self.model_fingerprint = model_fingerprint
         self.metrics = dict(metrics or {})
@@ -91,7 +96,7 @@ class SafetyRanker(nn.Module):
 
         Returns :class:`ScoreOutput`. Raises TypeError or ValueError naming the argument.
         """
-        check_score_inputs(inst, resp, offsets, self.config.state_size)
+        check_score_inputs(inst, resp, offsets, self.config.state_size, self.projection.weight.device)
         return reference.score(
             inst,
             resp,
@@ -162,7 +167,11 @@ class SafetyRanker(nn.Module):
         return reader.rank_many(instructions, responses, top_k=top_k, batch_tokens=batch_tokens)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``model.safetensors`` and a model card; existing ones are replaced one by one."""
+        """Write ``config.json``, ``model.safetensors`` and a model card; existing ones are replaced one by one.
+
+        Different rankers saved to one folder at once may leave a pair that :meth:`from_pretrained` refuses.
+        Raises TypeError or ValueError, and writes nothing, for a ranker that it would refuse.
+        """
         checkpoint.save(self, Path(folder))
 
     @classmethod
@@ -176,3 +185,17 @@ class SafetyRanker(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.config)
+
+
+def check_ranker(op: str, ranker: object) -> None:
+    if not isinstance(ranker, SafetyRanker):
+        raise TypeError(f"{op}: ranker must be a SafetyRanker, got {type(ranker).__name__}")
+
+
+def _calibration(value: Any) -> Calibration:
+    pair = list(value) if isinstance(value, tuple | list) else []
+    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int | float) for v in pair):
+        raise TypeError(f"SafetyRanker: calibration must be two numbers, slope and intercept, got {value!r}")
+    if not (all(map(finite, pair)) and pair[0] > 0):
+        raise ValueError(f"SafetyRanker: calibration must be finite with a slope above 0, got {value!r}")
+    return Calibration(*map(float, pair))

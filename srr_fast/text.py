@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from . import fingerprint, prompts, reference
 from .decoder import layers_to_read
 from .forced import pool_given
-
-if TYPE_CHECKING:
-    from .ranker import SafetyRanker
+from .ranker import SafetyRanker, check_ranker
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,8 @@ class TextRanker:
             raise TypeError(f"rank: model must be a transformers model with generate, got {type(model).__name__}")
         if model.config.is_encoder_decoder:
             raise ValueError(f"rank: model must be decoder-only, {type(model).__name__} is encoder-decoder")
+        prompts.check_tokenizer("rank", tokenizer)
+        check_ranker("rank", ranker)
         if model.training:
             raise ValueError("rank: model is in training mode, its states are random; call model.eval()")
         self.model = model

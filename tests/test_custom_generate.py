@@ -140,6 +140,9 @@ def test_models_that_do_not_fit():
             decoder_start_token_id=0,
             max_new_tokens=2,
         )
+    for ranker in (None, make_ranker().prepare()):
+        with pytest.raises(TypeError, match=f"best_of_n: ranker must be a SafetyRanker, got {type(ranker).__name__}"):
+            srr_fast.best_of_n(ranker)
     ranker = make_ranker()
     ranker.model_fingerprint = fingerprint.of_model(tiny("llama"))
     with pytest.warns(UserWarning, match="best_of_n: .*fingerprint"):

@@ -306,13 +306,32 @@ def test_options_of_a_generation_config_are_refused_too():
         ({"input_ids": IDS, "attention_mask": MASK[:, 1:]}, ValueError),
         ({"input_ids": IDS, "attention_mask": MASK.flip(1)}, ValueError),
         ({"input_ids": IDS, "attention_mask": MASK * 0}, ValueError),
+        ([{"foo": 1}], ValueError),
+        ([[{"role": "user"}]], ValueError),
+        ([[]], ValueError),
         ("text without a tokenizer", ValueError),
     ],
     ids=lambda value: str(value)[:30].replace("\n", ""),
 )
 def test_bad_prompts(prompts, error):
-    with pytest.raises(error, match="BestOfN"):
+    with pytest.raises(error, match="BestOfN: "):
         BestOfN(tiny("llama"), None, make_ranker()).generate(prompts)
+    if not isinstance(prompts, str):
+        with pytest.raises(error, match="BestOfN: "):
+            BestOfN(tiny("llama"), tokenizer(CHAT_TEMPLATE), make_ranker()).generate(prompts)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(generation_config={"top_k": 3}), "generation_config must be a GenerationConfig or None, got dict"),
+        (dict(fallback=3), "fallback must be a str or None, got int"),
+    ],
+    ids=str,
+)
+def test_options_of_another_type(options, words):
+    with pytest.raises(TypeError, match=f"BestOfN: {words}"):
+        BestOfN(tiny("llama"), None, make_ranker()).generate(PADDED, **options)
 
 
 @pytest.mark.parametrize(("n", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)])
@@ -324,6 +343,11 @@ def test_bad_n(n, error):
 def test_models_that_do_not_fit():
     with pytest.raises(TypeError, match="generate"):
         BestOfN(torch.nn.Linear(1, 1), None, make_ranker())
+    for ranker in (None, make_ranker().prepare()):
+        with pytest.raises(TypeError, match=f"BestOfN: ranker must be a SafetyRanker, got {type(ranker).__name__}"):
+            BestOfN(tiny("llama"), None, ranker)
+    with pytest.raises(TypeError, match="BestOfN: tokenizer must be a transformers tokenizer or None, got int"):
+        BestOfN(tiny("llama"), 5, make_ranker())
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=8, num_layers=2, num_heads=2))
     with pytest.raises(ValueError, match="encoder-decoder"):
         BestOfN(t5, None, make_ranker())

@@ -5,6 +5,8 @@ import io
 import multiprocessing
 import os
 import pickle
+import select
+import signal
 import threading
 import warnings
 
@@ -131,10 +133,14 @@ def test_eight_threads_agree_with_one():
 
 
 def test_a_prepared_scorer_survives_pickling():
+    case = ScoreCase("", CASE.sizes, CASE.d, {**CASE.ranker, "pooling": "gated"})
+    inst, resp, offsets = case.inputs()
+    hidden = (torch.randn(len(resp), 6, case.d), torch.tensor([[0, 6]] * len(resp)), inst, offsets)
     for dtype in (torch.float32, torch.bfloat16):
-        scorer = CASE.build().prepare(dtype=dtype)
+        scorer = case.build().prepare(dtype=dtype)
         again = pickle.loads(pickle.dumps(scorer))
-        assert torch.equal(again(*CASE.inputs()).scores, scorer(*CASE.inputs()).scores)
+        assert torch.equal(again(inst, resp, offsets).scores, scorer(inst, resp, offsets).scores)
+        assert torch.equal(again.from_hidden(*hidden).scores, scorer.from_hidden(*hidden).scores)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
@@ -145,15 +151,21 @@ def test_a_forked_child_answers(two_threads):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        buffer = io.BytesIO()
-        torch.save(scorer(inst, resp).scores, buffer)
-        os.write(writer, buffer.getvalue())
-        os._exit(0)
+        try:
+            buffer = io.BytesIO()
+            torch.save(scorer(inst, resp).scores, buffer)
+            os.write(writer, buffer.getvalue())
+        finally:
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        got = torch.load(io.BytesIO(pipe.read()))
-    os.waitpid(child, 0)
-    assert torch.equal(got, want)
+        answered = select.select([pipe], [], [], 60)[0]
+        if not answered:
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        answer = pipe.read()
+    assert answered, "the forked child hung"
+    assert torch.equal(torch.load(io.BytesIO(answer)), want)
 
 
 def _score_in_child(scorer, inputs, queue):

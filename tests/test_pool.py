@@ -137,7 +137,14 @@ GOOD = {"states": torch.randn(2, 4, 8), "spans": torch.tensor([[0, 4], [1, 2]])}
         ({"spans": torch.tensor([[0, 5], [1, 2]])}, ValueError, ["spans", "T=4", "5", "row 0"]),
         ({"spans": torch.tensor([[0, 4], [2, 1]])}, ValueError, ["spans", "row 1"]),
         ({"spans": torch.tensor([[0, 4], [-1, 1]])}, ValueError, ["spans", "-1"]),
+        ({"spans": [[0, 4], [1, 2]]}, TypeError, ["spans", "int64", "list"]),
+        ({"spans": GOOD["spans"].numpy()}, TypeError, ["spans", "int64", "ndarray"]),
+        ({"spans": GOOD["spans"].to_sparse()}, ValueError, ["spans", "sparse"]),
+        ({"gate": [0.0] * 9, "pooling": "gated"}, TypeError, ["gate", "list"]),
         ({"pooling": "max"}, ValueError, ["pooling", "max"]),
+        ({"pooling": None}, TypeError, ["pooling", "mean", "None"]),
+        ({"pooling": 3}, TypeError, ["pooling", "mean", "3"]),
+        ({"pooling": ["mean"]}, TypeError, ["pooling", "['mean']"]),
         ({"pooling": "gated"}, ValueError, ["gate"]),
         ({"gate": torch.zeros(9)}, ValueError, ["gate", "mean"]),
         ({"pooling": "gated", "gate": torch.zeros(8)}, ValueError, ["gate", "9", "[8]"]),
@@ -150,8 +157,33 @@ GOOD = {"states": torch.randn(2, 4, 8), "spans": torch.tensor([[0, 4], [1, 2]])}
 def test_errors_name_the_argument(change, error, words):
     with pytest.raises(error) as caught:
         srr_fast.pool(**{**GOOD, **change})
-    for word in ["pool", *words]:
+    assert str(caught.value).startswith("pool: ")
+    for word in words:
         assert word.lower() in str(caught.value).lower()
+    if "offsets" not in change and change.get("spans", ()) is not None:
+        with pytest.raises(error, match=r"^pool_update_: "):
+            srr_fast.pool_update_(torch.zeros(2, 8), torch.zeros(2), **{**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"states": None}, TypeError, ["states", "NoneType"]),
+        ({"states": torch.zeros(2, 4, 8)}, ValueError, ["states", "[T, d]", "[2, 4, 8]"]),
+        ({"offsets": [0, 3]}, TypeError, ["offsets", "list"]),
+        ({"offsets": torch.tensor([], dtype=torch.int64)}, ValueError, ["offsets", "[0]"]),
+        ({"offsets": torch.tensor([3, 1])}, ValueError, ["offsets", "decreasing", "[3, 1]"]),
+        ({"offsets": torch.tensor([-1, 1])}, ValueError, ["offsets", "-1"]),
+        ({"offsets": torch.tensor([0, 5])}, ValueError, ["offsets", "T=4", "5"]),
+        ({"offsets": torch.tensor([0, 1]).to("meta")}, ValueError, ["offsets", "meta"]),
+    ],
+)
+def test_errors_of_packed_states_name_offsets(change, error, words):
+    with pytest.raises(error) as caught:
+        srr_fast.pool(**{"states": torch.zeros(4, 8), "offsets": torch.tensor([0, 1, 4]), **change})
+    assert "spans" not in str(caught.value)
+    for word in ["pool: ", *words]:
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize(

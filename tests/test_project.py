@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for the repository as a whole: layering, sources, the environment report, the fallback."""
 
+import ast
+import graphlib
 import os
 import re
 import subprocess
@@ -46,37 +48,42 @@ def test_the_list_of_sources_is_complete():
     assert {Path(name).name for name in listed} == {p.name for p in KERNELS.iterdir() if p.suffix in (".cpp", ".cu")}
 
 
-def test_python_imports_run_one_way():
-    allowed = {
-        "reference": set(),
-        "config": {"reference"},
-        "checks": set(),
-        "_native": {"_C"},
-        "functional": {"_native", "reference", "checks", "prepared"},
-        "prepared": {"_native", "functional", "checks", "reference", "config", "ranker"},
-        "checkpoint": {"config", "ranker"},
-        "ranker": {"checkpoint", "reference", "checks", "config", "prepared", "text"},
-        "decoder": {"config"},
-        "fingerprint": {"decoder", "ranker"},
-        "capture": {"functional", "reference"},
-        "prompts": set(),
-        "decoding": {"capture"},
-        "pruning": {"capture", "prepared"},
-        "generation": {
-            *("capture", "checks", "decoder", "decoding", "fingerprint", "prompts", "pruning", "ranker", "reference"),
-        },
-        "custom_generate": {"capture", "decoder", "decoding", "fingerprint", "generation", "ranker", "reference"},
-        "cli": {"demo", "cli_text", "env"},
-        "cli_text": {"demo", "generation", "minichat", "ranker"},
-        "forced": {"decoding", "functional"},
-        "text": {"decoder", "fingerprint", "forced", "prompts", "ranker", "reference"},
+def imports_when_imported(path):
+    """The modules of the package that importing ``path`` imports: not those of functions, nor of type checking."""
+    package = path.relative_to(ROOT).parent.parts
+    nodes, found = [ast.parse(path.read_text())], set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.orelse
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            home = ".".join([*base, *filter(None, [node.module])])
+            found |= {f"{home}.{alias.name}" for alias in node.names} | {home}
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes += ast.iter_child_nodes(node)
+    return found
+
+
+def test_modules_import_one_another_without_cycles():
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / "srr_fast").rglob("*.py")
     }
-    for module, may in allowed.items():
-        text = (ROOT / "srr_fast" / f"{module}.py").read_text()
-        found = set(re.findall(r"from \.(\w+) import", text))
-        for names in re.findall(r"from \. import ([\w, ]+)", text):
-            found |= {name.split(" as ")[0].strip() for name in names.split(",")}
-        assert found <= may, f"{module} imports {found - may}"
+    graph = {name: imports_when_imported(path) & (set(modules) - {name, "srr_fast"}) for name, path in modules.items()}
+    assert graph["srr_fast.prepared"] >= {"srr_fast._native", "srr_fast.checks"}
+    assert graph["srr_fast.minichat.train_ranker"] >= {"srr_fast.minichat.grammar", "srr_fast.ranker"}
+    assert graph["srr_fast"] == graph["srr_fast.reference"] == set()
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_one_module_imports_the_extension():
+    importers = [
+        path.name for path in (ROOT / "srr_fast").rglob("*.py") if re.search(r"import _C\b|_C import", path.read_text())
+    ]
+    assert importers == ["_native.py"]
 
 
 def test_env_reports_what_serves_the_cpu(capsys):

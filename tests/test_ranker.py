@@ -4,6 +4,8 @@
 import hashlib
 import json
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -145,15 +147,29 @@ def refuse(what, words):
         refuse(lambda c, t: c.update(extra=1), "unknown ['extra']"),
         refuse(lambda c, t: c.pop("metrics"), "missing keys ['metrics']"),
         refuse(lambda c, t: c.pop("sha256"), "missing keys ['sha256']"),
-        refuse(lambda c, t: c.update(ranker=[]), "wrong type"),
-        refuse(lambda c, t: c.update(calibration=[1.0]), "wrong type"),
+        refuse(lambda c, t: c.update(format_version=True), "format_version must be 1, got True"),
+        refuse(lambda c, t: c.update(format_version=1.0), "format_version must be 1, got 1.0"),
+        refuse(lambda c, t: c.update(ranker=[]), "wants a dict of fields, got list"),
+        refuse(lambda c, t: c.update(model_id=5), "model_id must be a str or None, got int"),
+        refuse(lambda c, t: c.update(model_id="\ud800"), "surrogates not allowed"),
+        refuse(lambda c, t: c.update(metrics=[]), "metrics must be a dict, got list"),
+        refuse(lambda c, t: c.update(metrics=[0]), "metrics must be a dict, got list"),
+        refuse(lambda c, t: c.update(calibration=[1.0]), "calibration must be two numbers"),
+        refuse(lambda c, t: c.update(calibration=[True, False]), "calibration must be two numbers"),
+        refuse(lambda c, t: c.update(calibration=[10**400, 0]), "calibration must be finite with a slope above 0"),
+        refuse(lambda c, t: c.update(calibration=[-1.0, 0]), "slope above 0, got [-1.0, 0]"),
         refuse(lambda c, t: c.update(calibration=[1.0, math.nan]), "NaN is not JSON"),
         refuse(lambda c, t: c["ranker"].pop("scope"), "missing ['scope']"),
         refuse(lambda c, t: c["ranker"].update(hidden=3), "unknown ['hidden']"),
         refuse(lambda c, t: c["ranker"].update(hidden_size=33), "float32 [64, 33], got float32 [64, 32]"),
         refuse(lambda c, t: c["ranker"].update(num_heads=7), "divisible"),
         refuse(lambda c, t: c["ranker"].update(proj_dim="64"), "proj_dim must be an int"),
-        refuse(lambda c, t: c["ranker"].update(temperature=0), "temperature must be above 0"),
+        refuse(lambda c, t: c["ranker"].update(temperature=0), "temperature must be at least 1e-06"),
+        refuse(lambda c, t: c["ranker"].update(temperature=10**400), "temperature must be finite"),
+        refuse(
+            lambda c, t: c["ranker"].update(hidden_size=1 << 20, layer=list(range(1, 65))), "float32 [64, 67108864]"
+        ),
+        refuse(lambda c, t: c["ranker"].update(num_layers=64, ffn_dim=1 << 16), "missing tensors"),
         refuse(lambda c, t: c["ranker"].update(num_layers=2), "missing tensors ['encoder.layers.1"),
         refuse(lambda c, t: t.pop("projection.bias"), "missing tensors ['projection.bias']"),
         refuse(lambda c, t: t.update(other=torch.zeros(1)), "unknown ['other']"),
@@ -168,6 +184,125 @@ def test_what_is_not_exactly_the_format_is_refused(tmp_path, change, words):
     with pytest.raises(ValueError, match="from_pretrained") as caught:
         SafetyRanker.from_pretrained(tmp_path)
     assert words in str(caught.value)
+
+
+def test_numbers_beyond_the_floats_are_refused(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"top1": 0.5', '"top1": 1e999'))
+    with pytest.raises(ValueError, match="1e999 is not finite"):
+        SafetyRanker.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
+    saved(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"from_pretrained: .*{name} cannot be read"):
+        SafetyRanker.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(model_id=5), "model_id must be a str"),
+        (dict(model_id="\ud800"), "surrogates not allowed"),
+        (dict(model_fingerprint=b"ab"), "bytes is not JSON serializable"),
+        (dict(calibration="ab"), "calibration must be two numbers"),
+        (dict(calibration=(math.nan, 0.0)), "not JSON compliant"),
+        (dict(calibration=(-1.0, 0.0)), "slope above 0"),
+        (dict(metrics={"top1": math.inf}), "not JSON compliant"),
+        (dict(metrics={"top1": {1}}), "set is not JSON serializable"),
+        (dict(metrics=[]), "metrics must be a dict"),
+        (dict(metrics={"text": "x" * (1 << 20)}), "larger than 1048576 bytes"),
+        (dict(projection=torch.nn.Linear(32, 8)), r"tensor projection\.\w+ must be float32 \[64"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_what_would_be_refused_is_not_saved(tmp_path, change, words):
+    ranker = saved(tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    for name, value in change.items():
+        setattr(ranker, name, value)
+    for folder in ("old", "new"):
+        with pytest.raises((TypeError, ValueError), match=f"save_pretrained: .*{words}"):
+            ranker.save_pretrained(tmp_path / folder)
+    assert not (tmp_path / "new").exists()
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+
+
+@pytest.mark.parametrize("step", ["write", "replace"])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, step):
+    path = tmp_path / "file"
+    checkpoint.replace(path, b"old")
+
+    def half(part, data):
+        with part.open("wb") as file:
+            file.write(data[:1])
+        raise OSError("disk full")
+
+    def crash(source, target):
+        raise OSError("disk full")
+
+    if step == "write":
+        monkeypatch.setattr(Path, "write_bytes", half)
+    else:
+        monkeypatch.setattr(checkpoint.os, "replace", crash)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.replace(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_crash_between_the_files_is_noticed(tmp_path, monkeypatch):
+    saved(tmp_path)
+    replace = os.replace
+
+    def crash(source, target):
+        if target.name == "config.json":
+            raise OSError("power cut")
+        replace(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "replace", crash)
+    with pytest.raises(OSError, match="power cut"):
+        CASES[0].build(seed=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="sha256 does not match"):
+        SafetyRanker.from_pretrained(tmp_path)
+
+
+def test_a_save_between_two_reads_is_no_damage(tmp_path, monkeypatch):
+    saved(tmp_path)
+    other, read = CASES[0].build(seed=1), checkpoint.read_file
+
+    def overtaken(path, *most):
+        if path.name == "model.safetensors":
+            other.save_pretrained(tmp_path)
+        return read(path, *most)
+
+    monkeypatch.setattr(checkpoint, "read_file", overtaken)
+    loaded = SafetyRanker.from_pretrained(tmp_path)
+    assert torch.equal(loaded.projection.weight, other.projection.weight)
+
+
+def test_threads_save_to_one_folder(tmp_path):
+    ranker = CASES[0].build()
+
+    def work(_):
+        for _ in range(20):
+            ranker.save_pretrained(tmp_path)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    SafetyRanker.from_pretrained(tmp_path)
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    saved(tmp_path)
+    state = torch.random.get_rng_state()
+    SafetyRanker.from_pretrained(tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_edited_values_are_refused_without_a_new_digest(tmp_path):
@@ -191,6 +326,10 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         SafetyRanker.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         SafetyRanker.from_pretrained("./nowhere")
+    with pytest.raises(FileNotFoundError, match="xxx"):
+        SafetyRanker.from_pretrained("/" + "x" * 5000)
+    with pytest.raises(TypeError, match=r"from_pretrained: .* got int"):
+        SafetyRanker.from_pretrained(5)
 
 
 def test_a_hub_id_that_cannot_be_reached_is_named(monkeypatch):
@@ -224,7 +363,15 @@ def test_non_finite_weights_are_not_saved(tmp_path):
         ({"num_layers": -1}, ValueError),
         ({"ffn_dim": 0}, ValueError),
         ({"norm_first": 1}, TypeError),
+        ({"hidden_size": (1 << 20) + 1}, ValueError),
+        ({"hidden_size": 10**400}, ValueError),
+        ({"layer": 10**400}, ValueError),
+        ({"layer": tuple(range(1, 66))}, ValueError),
+        ({"num_layers": 65}, ValueError),
+        ({"ffn_dim": (1 << 16) + 1}, ValueError),
         ({"temperature": 0}, ValueError),
+        ({"temperature": 9e-7}, ValueError),
+        ({"temperature": 10**400}, ValueError),
         ({"temperature": math.inf}, ValueError),
         ({"dropout": 1.0}, ValueError),
     ],
@@ -232,6 +379,32 @@ def test_non_finite_weights_are_not_saved(tmp_path):
 def test_a_bad_configuration_names_its_field(change, error):
     with pytest.raises(error, match=f"RankerConfig: .*{next(iter(change)).removeprefix('num_')}|fractional layer"):
         RankerConfig(**{"hidden_size": 64, **change})
+
+
+def test_the_widest_configuration_is_one():
+    layer = tuple(range(1, 65))
+    config = RankerConfig(1 << 20, layer=layer, proj_dim=512, num_layers=64, ffn_dim=1 << 16, temperature=1e-6)
+    assert config.state_size == 1 << 26
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (dict(calibration=(0.0, 1.0)), ValueError),
+        (dict(calibration=(-2.0, 1.0)), ValueError),
+        (dict(calibration=(1.0, math.inf)), ValueError),
+        (dict(calibration="ab"), TypeError),
+        (dict(calibration=(True, False)), TypeError),
+        (dict(calibration=(1.0, 2.0, 3.0)), TypeError),
+        (dict(model_id=5), TypeError),
+        (dict(model_fingerprint=5), TypeError),
+        (dict(metrics=[]), TypeError),
+    ],
+    ids=str,
+)
+def test_a_ranker_names_a_bad_argument(options, error):
+    with pytest.raises(error, match=f"SafetyRanker: {next(iter(options))} must be"):
+        SafetyRanker(RankerConfig(8, proj_dim=8), **options)
 
 
 def test_layers_are_resolved_for_a_model():

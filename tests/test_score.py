@@ -207,7 +207,14 @@ inst_, resp_, offsets_ = USUAL.inputs()
     [
         ({"inst": inst_.int()}, TypeError, ["inst", "float32", "int32"]),
         ({"inst": None}, TypeError, ["inst"]),
-        ({"resp": resp_[:, :95]}, ValueError, ["96", "95"]),
+        ({"resp": resp_[:, :95]}, ValueError, ["resp must be", "[M, 96]", "[28, 95]"]),
+        ({"inst": inst_[:, :95]}, ValueError, ["inst must be", "[B, 96]", "[3, 95]"]),
+        ({"inst": inst_[:, :95], "resp": resp_[:, :95]}, ValueError, ["resp must be", "[M, 96]", "[28, 95]"]),
+        (
+            {"inst": inst_.to("meta"), "resp": resp_.to("meta"), "offsets": None},
+            ValueError,
+            ["resp must be on cpu", "meta"],
+        ),
         ({"resp": resp_[0]}, ValueError, ["resp", "[96]"]),
         ({"inst": inst_[:2]}, ValueError, ["offsets", "[4]"]),
         ({"offsets": offsets_.int()}, TypeError, ["offsets", "int64", "int32"]),
@@ -231,8 +238,65 @@ def test_errors_name_the_argument(path, change, error, words):
     }[path]
     with pytest.raises(error) as caught:
         call(**{"inst": inst_, "resp": resp_, "offsets": offsets_, **change})
-    for word in ["score", *words]:
+    for word in ["score: ", *words]:
         assert word.lower() in str(caught.value).lower()
+
+
+HIDDEN = {
+    "states": torch.randn(28, 4, 96),
+    "spans": torch.tensor([[0, 3]] * 28),
+    "inst": inst_,
+    "offsets": offsets_,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"states": None}, TypeError, ["states", "NoneType"]),
+        ({"states": HIDDEN["states"][..., :95]}, ValueError, ["states", "96", "95"]),
+        ({"states": HIDDEN["states"].to("meta")}, ValueError, ["states", "cpu", "meta"]),
+        ({"spans": [[0, 3]] * 28}, TypeError, ["spans", "int64", "list"]),
+        ({"spans": HIDDEN["spans"].numpy()}, TypeError, ["spans", "int64", "ndarray"]),
+        ({"spans": HIDDEN["spans"] + 4}, ValueError, ["spans", "T=4", "row 0"]),
+        ({"spans": HIDDEN["spans"][:5]}, ValueError, ["spans", "28", "[5, 2]"]),
+        ({"inst": None}, TypeError, ["inst", "NoneType"]),
+        ({"inst": inst_[:, :95]}, ValueError, ["inst", "[B, 96]", "[3, 95]"]),
+        ({"inst": inst_.int()}, TypeError, ["inst", "int32"]),
+        ({"offsets": [0, 8, 11, 28]}, TypeError, ["offsets", "int64", "list"]),
+        ({"offsets": offsets_ - 1}, ValueError, ["offsets", "M=28"]),
+        ({"offsets": None}, ValueError, ["offsets", "M=28", "B=3"]),
+    ],
+)
+def test_errors_of_from_hidden_name_the_argument(change, error, words):
+    with pytest.raises(error) as caught:
+        USUAL.build().prepare().from_hidden(**{**HIDDEN, **change})
+    assert str(caught.value).startswith("from_hidden: ")
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("scorer", [None, USUAL.build()], ids=lambda s: type(s).__name__)
+def test_scoring_wants_a_prepared_scorer(scorer):
+    with pytest.raises(TypeError, match=f"score: scorer must be a PreparedScorer, got {type(scorer).__name__}"):
+        srr_fast.score(inst_, resp_, scorer)
+
+
+@pytest.mark.parametrize("device", ["nowhere", 1.5, *([] if torch.cuda.is_available() else ["cuda"])])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(ValueError, match=f"prepare: device must be .* got '?{device}"):
+        USUAL.build().prepare(device)
+
+
+def test_a_prepared_scorer_cannot_be_changed():
+    scorer = USUAL.build().prepare()
+    want = scorer(inst_, resp_, offsets_)
+    for name in ("config", "dtype", "gate", "packed", "shape", "weights", "_call", "other"):
+        with pytest.raises(AttributeError, match=f"PreparedScorer: {name} cannot be set"):
+            setattr(scorer, name, None)
+        with pytest.raises(AttributeError, match=f"PreparedScorer: {name} cannot be deleted"):
+            delattr(scorer, name)
+    assert torch.equal(scorer(inst_, resp_, offsets_).scores, want.scores)
 
 
 def test_out_of_the_wrong_shape_is_refused():

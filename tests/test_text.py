@@ -252,6 +252,11 @@ def test_models_that_do_not_fit():
     rank = make_ranker().rank
     with pytest.raises(TypeError, match="generate"):
         rank(torch.nn.Linear(1, 1), None, [30], [[40]])
+    with pytest.raises(TypeError, match="rank: tokenizer must be a transformers tokenizer or None, got int"):
+        rank(tiny("llama"), 5, [30], [[40]])
+    for ranker in (None, make_ranker().prepare()):
+        with pytest.raises(TypeError, match=f"rank: ranker must be a SafetyRanker, got {type(ranker).__name__}"):
+            TextRanker(tiny("llama"), None, ranker)
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=8, num_layers=2, num_heads=2))
     with pytest.raises(ValueError, match="encoder-decoder"):
         rank(t5, None, [30], [[40]])
