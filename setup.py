@@ -72,6 +72,8 @@ def native_build() -> dict[str, object]:
     class OptionalBuild(BuildExtension):
         """With CUDA, else for the CPU alone, else not at all: each step down leaves a note that says why."""
 
+        inplace: bool
+
         def run(self) -> None:
             inplace = self.inplace
             try:

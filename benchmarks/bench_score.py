@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One list of last-token states, d = 4096, p = 64, scored natively and by the rivals; equal results first."""
 
+import statistics
+
 import pytest
 import torch
 
@@ -46,3 +48,23 @@ def bench_score(benchmark, compare, ranker, others, N, threads, cold):
     times = interleave(calls, rounds=60 if cold else 400, cold=cold)
     compare(f"N = {N}, {threads} thread{'s' * (threads > 1)}, {'cold' if cold else 'warm'}", summary(times, "native"))
     benchmark.pedantic(calls["native"], rounds=50, warmup_rounds=5)
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+def bench_ceiling(benchmark, ranker, threads):
+    """The rate of a long list beside that of a large square product: what is left to gain in float32."""
+    N, d, p, side = 256, 4096, 64, 1024
+    scorer, (inst, resp, _) = ranker.prepare(), ScoreCase("", (N,), d).inputs()
+    out, left, right = scorer(inst, resp), torch.randn(side, side), torch.randn(side, side)
+    flop = {
+        "native": (N + 1) * (2 * d * p + 24 * p * p) + 4 * (N + 1) ** 2 * p,
+        "torch.mm": 2 * side**3,
+    }
+    calls = {"native": lambda: scorer(inst, resp, out=out), "torch.mm": lambda: torch.mm(left, right)}
+    times = interleave(calls, rounds=60)
+    rates = {name: flop[name] / statistics.median(seconds) / 1e9 for name, seconds in times.items()}
+    benchmark.extra_info["gflops"] = rates
+    print(
+        f"\nGFLOP/s with {threads} threads: N = {N} native {rates['native']:.0f}, 1024^3 torch.mm {rates['torch.mm']:.0f}"
+    )
+    benchmark.pedantic(calls["native"], rounds=20)

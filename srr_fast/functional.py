@@ -98,7 +98,8 @@ def _check_update(
     check_device("pool_update_", "acc", acc, states.device)
     check_device("pool_update_", "weight", weight, states.device)
     for name, written in (("acc", acc), ("weight", weight)):
-        if (written.stride(-1) != 1 and written.shape[-1] > 1) or 0 in written.stride():
+        rows_overlap = written.dim() == 2 and len(written) > 1 and written.stride(0) < written.shape[1]
+        if (written.stride(-1) != 1 and written.shape[-1] > 1) or rows_overlap:
             raise ValueError(
                 f"pool_update_: {name} must be contiguous in its last dimension and not overlap itself, "
                 f"got strides {written.stride()}"
