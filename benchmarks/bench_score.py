@@ -64,7 +64,5 @@ def bench_ceiling(benchmark, ranker, threads):
     times = interleave(calls, rounds=60)
     rates = {name: flop[name] / statistics.median(seconds) / 1e9 for name, seconds in times.items()}
     benchmark.extra_info["gflops"] = rates
-    print(
-        f"\nGFLOP/s with {threads} threads: N = {N} native {rates['native']:.0f}, 1024^3 torch.mm {rates['torch.mm']:.0f}"
-    )
+    print(f"\nGFLOP/s, {threads} threads: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
     benchmark.pedantic(calls["native"], rounds=20)
