@@ -35,6 +35,10 @@ SRR_INLINE void put_tile(const F16 (&acc)[R][P], float* y, int64_t y_stride, boo
     }
 }
 
+// How far ahead weights are fetched: where the panels of a tile are all there are, the same place in the next K-block.
+template <int P>
+constexpr int64_t kNextBlock = P * kBlockK * kPanel;
+
 // One tile: R rows times P panels over K rows of weights. Panel c starts at w + c * panel_stride, its row k is
 // k * row_stride further on. `add`: Y holds a partial sum already. Not inlined: the registers of the loop are all its
 // own.
@@ -51,7 +55,10 @@ __attribute__((noinline)) void tile_f32(const X& x, int64_t row0, const float* w
   for (int64_t k = 0; k < K; ++k) {
     F16 b[P];
 #pragma GCC unroll 8
-    for (int c = 0; c < P; ++c) b[c] = load(w + c * panel_stride + k * row_stride);
+    for (int c = 0; c < P; ++c) {
+      b[c] = load(w + c * panel_stride + k * row_stride);
+      __builtin_prefetch(w + c * panel_stride + k * row_stride + kNextBlock<P>, 0, 2);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const F16 s = set1(a[r][k]);
@@ -106,7 +113,10 @@ __attribute__((noinline)) void tile_dot(const uint16_t* const* rows, const uint1
   for (int64_t k = 0; k < K; k += 2) {
     Pairs b[P];
 #pragma GCC unroll 8
-    for (int c = 0; c < P; ++c) b[c] = load_pairs(w + c * panel_stride + k * kPanel);
+    for (int c = 0; c < P; ++c) {
+      b[c] = load_pairs(w + c * panel_stride + k * kPanel);
+      __builtin_prefetch(w + c * panel_stride + k * kPanel + kNextBlock<P>, 0, 2);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Pairs s = set1_pair(a[r] + k);
