@@ -1,5 +1,6 @@
 # make demo   best-of-16 with the bundled model           make demo ARGS="--model <hub id or folder> --ranker <folder>"
 # make test   lint, types, C++ and CUDA-on-CPU tests, nvcc, the whole suite on the reference and on the native ops
+# make test-slow   what takes minutes: ten thousand generations that must leave nothing behind
 # make bench  native against eager, inference_mode and torch.compile
 # Needs python3 (3.10 or newer), make and g++. Everything else goes into .venv.
 PYTHON ?= python3
@@ -13,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip install $(shell test -t 2 || echo --quiet)
 NATIVE_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/* csrc/sources.txt)
 
-.PHONY: install demo test bench lint cpp-test python-test cuda-objects sanitize minichat clean
+.PHONY: install demo test test-slow bench lint cpp-test python-test cuda-objects sanitize minichat clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch:
@@ -58,6 +59,9 @@ cuda-objects: $(VENV)/.tested
 python-test: $(VENV)/.tested
 	SRR_FAST_BACKEND=reference $(BIN)/python -m pytest -n 2 -q -m "not slow"
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
+
+test-slow: $(VENV)/.tested
+	$(BIN)/python -m pytest -q -m slow
 
 bench: $(VENV)/.tested
 	@mkdir -p build
