@@ -53,8 +53,8 @@ __device__ inline void finish_list(const ScoreJob& job, int b, bool scored, unsi
       if (is_finite(cosine)) s = cosine;
     }
     if (lane_id() == 0) {
-      scores[i] = s;
-      if (kept) params.scores[m] = s;
+      if (kept) scores[i] = s;
+      if (!scored) params.scores[m] = s;  // else the other lanes may still be reading it
     }
   }
   __syncthreads();  // the list's scores are complete

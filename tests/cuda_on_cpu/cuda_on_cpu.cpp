@@ -276,6 +276,7 @@ void run_group(int threads, void (*body)(const void*), const void* kernel) {
 #endif
     fiber.context.start(fiber.stack.get(), entry);
   }
+  release(&machine.before);  // all that was set up, the group's memory above all
   // A warp runs until all its threads wait for more than the warp or have left, then the next.
   int left = all;
   while (left > 0) {
@@ -313,7 +314,6 @@ void run_groups(int64_t grid, int group, int threads, int64_t shared_bytes, void
                            shared[i].get()};
       std::memset(shared[i].get(), 0xff, shared_bytes);  // NaN, or -1: what a kernel must not read before it wrote it
     }
-    release(&machine.before);
     run_group(threads, body, kernel);
     acquire(&machine.after);
   }
