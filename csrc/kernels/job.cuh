@@ -33,6 +33,14 @@ struct ListAt {
   int64_t begin, end, reach;
 };
 
+// What the stages of a wide encoder leave for one another, row by row of the call.
+struct WideRows {
+  float* mix;     // [HE]: attention's output
+  float* y;       // [P]: its projection and the residual
+  float* fed;     // [P]: what feed-forward reads
+  float* hidden;  // [ffn]
+};
+
 struct ScoreJob {
   ScoreParams params;
   TokenSpans tokens;  // where candidates are the last tokens of spans: from_tokens; params.resp is not used
@@ -55,6 +63,7 @@ struct ScoreJob {
   int64_t qkv_turn;  // elements from one turn to the other
   float* partials;   // [teams, splits, wave_groups * kGroupRows, P]
   int wave_groups;   // groups of rows that a team projects between two barriers
+  WideRows wide;
   int64_t bytes;
 
   __host__ __device__ int wave_rows() const { return wave_groups * kGroupRows; }
@@ -103,8 +112,14 @@ inline ScoreJob job_of(const ScoreParams& params, const ScorePlan& plan, void* b
   take(job.lists, params.B);
   if (layout.layers > 0) {
     const bool pair = params.scope == Scope::kPair;
-    job.qkv_turn = pair || layout.layers == 1 ? 0 : rows * 3 * job.HE;
+    job.qkv_turn = pair || plan.wide || layout.layers == 1 ? 0 : rows * 3 * job.HE;
     take(job.qkv, pair ? blocks * 2 * kTileRows * 3 * job.HE : rows * 3 * job.HE + job.qkv_turn);
+  }
+  if (plan.wide) {
+    take(job.wide.mix, rows * job.HE);
+    take(job.wide.y, rows * job.P);
+    take(job.wide.fed, rows * job.P);
+    take(job.wide.hidden, rows * job.ffn);
   }
   take(job.partials, int64_t{plan.teams} * job.splits * job.wave_rows() * job.P);
   return job;

@@ -14,7 +14,13 @@ enum class Together { kNone, kCluster, kGrid };
 struct ScorePlan {
   Together together;
   int teams, team_size;
+  // Matrix products of the encoder are shared by the blocks of the one team, not tiles of rows. Only where
+  // can_be_wide().
+  bool wide = false;
 };
+
+// Whether a wide plan has the bits of the others: not where lanes share a product's k's, nor for pairs.
+bool can_be_wide(const ScoreParams& params);
 
 ScorePlan plan_score(const ScoreParams& params, int multiprocessors, bool has_clusters);
 // As their namesakes in srr.h, with a plan. `last`: null, or candidates are the last tokens of its spans.

@@ -5,6 +5,7 @@
 #include "share.cuh"
 #include "team.cuh"
 #include "tile.cuh"
+#include "wide.cuh"
 
 namespace srr::cuda {
 namespace {
@@ -150,6 +151,35 @@ __global__ void __launch_bounds__(kThreads, 1) score_kernel(const __grid_constan
   for (int b = share.b0 + team.rank; b < share.b1; b += team.size) finish_list(job, b, pairs, shared);
 }
 
+// The same for a wide ranker with few rows: one team, whose blocks share every product of the encoder.
+template <bool kBf16>
+__global__ void __launch_bounds__(kThreads, 1) score_wide_kernel(const __grid_constant__ ScoreJob job) {
+  SRR_DYNAMIC_SHARED(shared);
+  const Team team(job.together, job.team_size);
+  const Share share = find_share(job, team, reinterpret_cast<int64_t*>(shared));
+  if (share.m0 < share.m1) {
+    prefetch_encoder(job, team);
+    const WideMemory memory(shared);
+    const Groups groups(share);
+#pragma unroll 1
+    for (int group0 = 0; group0 < groups.count; group0 += job.wave_groups) {
+      const int group1 = groups.count < group0 + job.wave_groups ? groups.count : group0 + job.wave_groups;
+      project_wave<kBf16>(job, team, share, groups, group0, group1, reinterpret_cast<float*>(shared), job.partials);
+      team.sync();  // the wave's partial sums are complete
+      const int end = groups.row_from(group1 * kGroupRows);
+      int row = groups.row_from(group0 * kGroupRows) + team.rank * kWarps + warp_id();
+#pragma unroll 1
+      for (; row < end; row += team.size * kWarps)
+        gather_row(job, share, groups, row, group0, job.partials, memory.x + warp_id() * kWideK);
+      team.sync();  // the projected rows are complete, and the partial sums have been read
+    }
+    const Tile all{job, share, false, 0, share.rows()};
+    encode_wide<kBf16>(job, team, memory, share.rows(), [&](int r) { return all.keys(0, r); });
+  }
+#pragma unroll 1
+  for (int b = share.b0 + team.rank; b < share.b1; b += team.size) finish_list(job, b, false, shared);
+}
+
 bool supported(const ScoreParams& params) {
   const RankerLayout& layout = params.layout;
   constexpr int64_t kMostRows = 0x7fffffff;
@@ -174,13 +204,15 @@ cudaError_t run(const ScoreParams& params, const TokenSpans* last, const ScorePl
   }
   if (params.B + params.M == 0) return cudaSuccess;
 
-  static Granted granted[2];
+  static Granted granted[2][2];
   const bool bf16 = params.layout.bf16;
-  const auto kernel = bf16 ? &score_kernel<true> : &score_kernel<false>;
-  int64_t shared_bytes = TileMemory::bytes(job.most_rows, job.P, job.E);
+  const auto kernel = plan.wide ? bf16 ? &score_wide_kernel<true> : &score_wide_kernel<false>
+                      : bf16    ? &score_kernel<true>
+                                : &score_kernel<false>;
+  int64_t shared_bytes = plan.wide ? WideMemory::bytes() : TileMemory::bytes(job.most_rows, job.P, job.E);
   if (shared_bytes < kProjectSharedBytes) shared_bytes = kProjectSharedBytes;
   if (shared_bytes < kFinishSharedBytes) shared_bytes = kFinishSharedBytes;
-  error = grant_shared(granted[bf16], kernel, shared_bytes, device);
+  error = grant_shared(granted[plan.wide][bf16], kernel, shared_bytes, device);
   if (error != cudaSuccess) return error;
   return launch(kernel, plan.together, int64_t{plan.teams} * plan.team_size, plan.team_size, kThreads, shared_bytes,
                 stream, job);
@@ -192,21 +224,30 @@ constexpr int kMostClusterBlocks = 8;  // what every device with clusters grants
 // Rows at which the blocks of a cluster have a tile each, but for one that has two.
 constexpr int64_t kClusterRows = kMostClusterBlocks * kTileRows + kTileRows;
 
+// Rows up to which the blocks of a GPU share the products of a wide ranker.
+constexpr int64_t kMostWideRows = 512;
+
+bool can_be_wide(const ScoreParams& params) {
+  return params.layout.p_padded() > kWarps / 2 * kTileColumns && params.layout.layers > 0 &&
+         params.scope == Scope::kList;
+}
+
 ScorePlan plan_score(const ScoreParams& params, int multiprocessors, bool has_clusters) {
   const int64_t B = params.B > 0 ? params.B : 1, rows = params.B + params.M, per_list = ceil_div(rows, B);
+  if (can_be_wide(params) && rows <= kMostWideRows) return {Together::kGrid, 1, multiprocessors, true};
   if (per_list <= kClusterRows) {
     const int64_t lists = kClusterRows / (per_list > 0 ? per_list : 1), teams = ceil_div(B, lists);
     int size = kMostClusterBlocks;
     while (size > 1 && teams * size > multiprocessors) size /= 2;
-    if (size > 1 && has_clusters) return {Together::kCluster, static_cast<int>(teams), size};
+    if (size > 1 && has_clusters) return {Together::kCluster, static_cast<int>(teams), size, false};
     const int64_t most = params.layout.p_padded() > 128 ? multiprocessors : 2 * multiprocessors;
-    if (size == 1) return {Together::kNone, static_cast<int>(teams < most ? teams : most), 1};
+    if (size == 1) return {Together::kNone, static_cast<int>(teams < most ? teams : most), 1, false};
   } else if (B >= multiprocessors) {
-    return {Together::kNone, multiprocessors, 1};
+    return {Together::kNone, multiprocessors, 1, false};
   }
   const int64_t items = ceil_div(rows, kGroupRows) * kMostSplits, tiles = ceil_div(rows, kTileRows / 2);
   const int64_t wanted = items > tiles ? items : tiles;
-  return {Together::kGrid, 1, static_cast<int>(wanted < multiprocessors ? wanted : multiprocessors)};
+  return {Together::kGrid, 1, static_cast<int>(wanted < multiprocessors ? wanted : multiprocessors), false};
 }
 
 int64_t score_workspace_bytes(const ScoreParams& params, const ScorePlan& plan) {

@@ -238,19 +238,19 @@ struct Keys {
   int count;
 };
 
-// Attention of one row and head, by one warp: columns [c0, c1) of the head go to row r of the chunk, from chunk column
-// `to` on. A lane per key for the logits, a lane per column for the mix, key after key. A key that is out weighs
-// nothing, which changes no sum: the total is kept in units of 2^-40, as an integer.
-template <int kSpans>
-__device__ void attend(const ScoreJob& job, const TileMemory& memory, const Keys& keys, int head, int c0, int c1, int r,
-                       int to) {
+// Attention of one row and head, by one warp: columns [c0, c1) of the head; out(i, v, next) gets columns c0 + i and
+// c0 + i + 1. `memory`: [kWarps, E + kWarp + kKeptLogits] in shared memory. A lane per key for the logits, a lane per
+// column for the mix, key after key. A key that is out weighs nothing, which changes no sum: the total is kept in units
+// of 2^-40, as an integer.
+template <int kSpans, typename Out>
+__device__ void attend(const ScoreJob& job, float* memory, const Keys& keys, int head, int c0, int c1, const Out& out) {
   constexpr float kUnits = 1099511627776.0f;
   [[maybe_unused]] constexpr int kKeysAtOnce = 16 / kSpans;
   const int HE = job.HE, E = job.E;
   const int64_t stride = 3 * HE;
-  float* q = memory.attention + warp_id() * (E + kWarp + kKeptLogits);  // [E], scaled
-  float* weights = q + E;                                               // [32], of the keys at hand
-  float* kept = weights + kWarp;                                        // [kKeptLogits]
+  float* q = memory + warp_id() * (E + kWarp + kKeptLogits);  // [E], scaled
+  float* weights = q + E;                                     // [32], of the keys at hand
+  float* kept = weights + kWarp;                              // [kKeptLogits]
   const float scale = 1.0f / sqrtf(static_cast<float>(job.params.layout.head_dim()));
   __syncwarp();  // the item before has been read
 #pragma unroll 1
@@ -312,8 +312,7 @@ __device__ void attend(const ScoreJob& job, const TileMemory& memory, const Keys
     const int i = s * kWarp + lane_id();
     const float v = i < c1 - c0 && keys.count > 0 ? mix[s] / sum : 0.0f;
     const float other = __shfl_xor_sync(kAllLanes, v, 1);
-    if (i < c1 - c0 && lane_id() % 2 == 0)
-      store_planes(memory.chunk, job.most_rows, plane_stride(kChunk), r, to + i, v, other);
+    if (i < c1 - c0 && lane_id() % 2 == 0) out(i, v, other);
   }
 }
 
@@ -337,10 +336,13 @@ __device__ void tile_rest(const ScoreJob& job, const TileMemory& memory, int lay
       const int r = item / count, head = head0 + item % count, begin = head * job.E, end = begin + job.E;
       const int c0 = begin < k0 ? k0 : begin, c1 = end < k0 + width ? end : k0 + width;
       const Keys keys = keys_of(r);
+      const auto out = [&](int i, float v, float next) {
+        store_planes(memory.chunk, job.most_rows, plane_stride(kChunk), r, c0 - k0 + i, v, next);
+      };
       if (c1 - c0 <= 2 * kWarp)
-        attend<2>(job, memory, keys, head, c0 - begin, c1 - begin, r, c0 - k0);
+        attend<2>(job, memory.attention, keys, head, c0 - begin, c1 - begin, out);
       else
-        attend<kChunk / kWarp>(job, memory, keys, head, c0 - begin, c1 - begin, r, c0 - k0);
+        attend<kChunk / kWarp>(job, memory.attention, keys, head, c0 - begin, c1 - begin, out);
     }
     __syncthreads();  // the chunk is complete
     attended.add(job, at.out, packed, memory.chunk, k0, width, rows);

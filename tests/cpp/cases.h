@@ -131,6 +131,11 @@ inline std::vector<ScoreCase> score_cases() {
       {"three layers, norms first", {256, 64, 4, 256, 3, true, false}, {16}},
       {"the largest ranker", {512, 512, 8, 2048, 1, false, false}, {8}},
       {"the largest head", {128, 512, 1, 512, 1, true, false}, {5}},
+      {"wide, of odd widths, twice", {64, 150, 3, 1300, 2, false, false}, {9, 0, 4, 17}},
+      {"wide, bf16 weights, norms first", {129, 200, 5, 77, 2, true, true}, {9, 2}, kList, kB16},
+      {"wide, few rows", {40, 144, 3, 160, 1, false, false}, {3}, kList, kF32, {}, 0.1f, true},
+      {"wide, more rows than share products", {64, 160, 1, 96, 1, false, false}, {300, 280}},
+      {"wide, pairs", {64, 160, 2, 96, 1, false, false}, {5, 3}, kPair},
       {"padded heads wider than any chunk of them", {64, 96, 48, 64, 1, false, false}, {5}},
 
       {"pairs", kSmall, {9, 0, 4}, kPair},

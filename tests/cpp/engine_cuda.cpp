@@ -55,8 +55,8 @@ class CudaEngine : public Engine {
   void score(const ScoreParams& params, int attempt) override {
     using cuda::Together;
     const int B = static_cast<int>(params.B);
-    const cuda::ScorePlan plan =
-        attempt == 1 ? cuda::ScorePlan{Together::kGrid, 1, 3} : cuda::ScorePlan{Together::kNone, B < 2 ? 1 : B / 2, 1};
+    const cuda::ScorePlan plan = attempt == 1 ? cuda::ScorePlan{Together::kGrid, 1, 3, false}
+                                              : cuda::ScorePlan{Together::kNone, B < 2 ? 1 : B / 2, 1, false};
     if (attempt == 0) {
       const Workspace workspace(*this, score_cuda_workspace_bytes(params));
       finish(score_cuda(params, workspace.data, nullptr), "score_cuda");

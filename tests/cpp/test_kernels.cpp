@@ -481,6 +481,7 @@ void test_score(Engine& engine, Report& report, bool quick) {
     test_out(engine, report, scope, {64, 32, 2, 64, 1, false, false});
     test_out(engine, report, scope, {384, 30, 3, 64, 2, true, true});
     test_out(engine, report, scope, {64, 32, 2, 64, 0, false, false});
+    test_out(engine, report, scope, {64, 144, 2, 64, 1, false, false});
     test_ties(engine, report, scope);
   }
   for (Pooling pooling : kPoolings)
