@@ -7,13 +7,11 @@
 #pragma once
 
 #include "plan.h"
+#include "pool.cuh"
 #include "product.cuh"
 #include "srr.h"
 
 namespace srr::cuda {
-
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * kWarp;
 
 // Rows are projected in groups of tiles, each group over a split of d at a time: a block's item. Its warps share the
 // split between kSplitLanes; sums are added lane by lane, then split by split. All of it follows from d alone.
@@ -41,11 +39,16 @@ struct WideRows {
   float* hidden;  // [ffn]
 };
 
+// Where candidates come from: rows of params.resp; the last tokens of spans, read where they lie; or sums of the tokens
+// of spans, which one team that owns everything writes to params.resp first.
+enum class Candidates { kRows, kLastTokens, kPooled };
+
 struct ScoreJob {
   ScoreParams params;
-  TokenSpans tokens;  // where candidates are the last tokens of spans: from_tokens; params.resp is not used
-  bool from_tokens;
-  bool inst_aligned, resp_aligned;  // rows may be read 16 bytes at a time
+  Candidates candidates;
+  TokenSpans tokens;                                // but for kRows
+  float *pooled, *gates;                            // kPooled: [M, d], and those of the tokens
+  bool inst_aligned, resp_aligned, tokens_aligned;  // rows may be read 16 bytes at a time
   Together together;
   int teams, team_size;
   int equal;  // candidates of every list, where there are no offsets
@@ -76,11 +79,15 @@ struct ScoreJob {
   }
 };
 
-// Fills in what follows from the sizes, and where things lie from `base` on.
-inline ScoreJob job_of(const ScoreParams& params, const ScorePlan& plan, void* base) {
+// Fills in what follows from the sizes, and where things lie from `base` on. `tokens`: null, or of the candidates.
+inline ScoreJob job_of(const ScoreParams& params, const TokenSpans* tokens, const ScorePlan& plan, void* base) {
   ScoreJob job{};
   const RankerLayout& layout = params.layout;
   job.params = params;
+  if (tokens) {
+    job.tokens = *tokens;
+    job.candidates = tokens->pooling == Pooling::kLast ? Candidates::kLastTokens : Candidates::kPooled;
+  }
   job.together = plan.together;
   job.teams = plan.teams;
   job.team_size = plan.team_size;
@@ -107,6 +114,11 @@ inline ScoreJob job_of(const ScoreParams& params, const ScorePlan& plan, void* b
         reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(reinterpret_cast<uintptr_t>(base) + job.bytes);
     job.bytes += round_up(n * static_cast<int64_t>(sizeof *pointer), 256);
   };
+  if (job.candidates == Candidates::kPooled) {
+    take(job.pooled, params.M * layout.d);
+    if (tokens->pooling == Pooling::kGated) take(job.gates, gate_count(*tokens));
+    job.params.resp = {job.pooled, DType::kFloat32, layout.d};
+  }
   take(job.x, rows * job.P);
   take(job.out, rows);
   take(job.lists, params.B);

@@ -21,6 +21,9 @@
 namespace srr::cuda {
 
 constexpr int kWarp = 32;
+// Of a block that may work together with others.
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMaxGrid = 0x7fffffff;
 // What every device grants without asking.

@@ -22,9 +22,10 @@ struct ScorePlan {
 // Whether a wide plan has the bits of the others: not where lanes share a product's k's, nor for pairs.
 bool can_be_wide(const ScoreParams& params);
 
-ScorePlan plan_score(const ScoreParams& params, int multiprocessors, bool has_clusters);
-// As their namesakes in srr.h, with a plan. `last`: null, or candidates are the last tokens of its spans.
-int64_t score_workspace_bytes(const ScoreParams& params, const ScorePlan& plan);
-int score(const ScoreParams& params, const TokenSpans* last, const ScorePlan& plan, void* workspace, void* stream);
+// `tokens`: null, or what candidates are pooled from.
+ScorePlan plan_score(const ScoreParams& params, const TokenSpans* tokens, int multiprocessors, bool has_clusters);
+// As their namesakes in srr.h, with a plan; where tokens are summed it must have one team.
+int64_t score_workspace_bytes(const ScoreParams& params, const TokenSpans* tokens, const ScorePlan& plan);
+int score(const ScoreParams& params, const TokenSpans* tokens, const ScorePlan& plan, void* workspace, void* stream);
 
 }  // namespace srr::cuda

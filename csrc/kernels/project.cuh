@@ -31,7 +31,7 @@ struct Groups {
 
 // The state of a candidate: a row of resp, or the last token of a span. Null where there is none.
 __device__ inline const void* candidate_state(const ScoreJob& job, int64_t m) {
-  if (!job.from_tokens)
+  if (job.candidates != Candidates::kLastTokens)
     return static_cast<const unsigned char*>(job.params.resp.data) +
            m * job.params.resp.stride * size_of(job.params.resp.dtype);
   const TokenSpans& in = job.tokens;
@@ -43,7 +43,7 @@ __device__ inline const void* candidate_state(const ScoreJob& job, int64_t m) {
 }
 
 __device__ inline DType candidate_dtype(const ScoreJob& job) {
-  return job.from_tokens ? job.tokens.dtype : job.params.resp.dtype;
+  return job.candidates == Candidates::kLastTokens ? job.tokens.dtype : job.params.resp.dtype;
 }
 
 // A state, as one lane reads it. No data: a slot without a row, or a candidate without a token; all columns are 0.

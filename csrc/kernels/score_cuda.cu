@@ -25,6 +25,23 @@ __device__ inline void prefetch_encoder(const ScoreJob& job, const Team& team) {
 #endif
 }
 
+// Sums of tokens become rows that are projected as any others. A row without tokens is NaN.
+__device__ inline void pool_candidates(const ScoreJob& job, const Team& team, float* shared) {
+  const TokenSpans& in = job.tokens;
+  if (in.pooling == Pooling::kGated) {
+    with_dtype(in.dtype, [&](auto* type) {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+      gate_tokens<T>(in, job.gates, job.tokens_aligned, team.rank, team.size);
+    });
+    team.sync();  // the gates are complete
+  }
+  with_dtype(in.dtype, [&](auto* type) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+    pool_tokens<T>(in, {job.pooled, in.d, nullptr}, job.gates, job.tokens_aligned, team.rank, team.size, shared);
+  });
+  team.sync();  // the rows are complete, and shared memory has been read
+}
+
 // The tile at hand: a block's rows, where their x comes from, where their q, k and v go and what they attend to.
 // Scope::kList: neighbouring rows of the share. Scope::kPair, once projected: rows 2i and 2i + 1 are the sequence of
 // candidate share.m0 + pair0 + i, and the block's own.
@@ -83,13 +100,14 @@ __device__ inline void score_pairs(const Tile& tile, const TileMemory& memory) {
   __syncthreads();  // the tile has been read and may be overwritten
 }
 
-// A team takes its share from states to answers in stages with a barrier between two: waves of rows are projected;
-// then a stage for each layer, or one for all layers where sequences are pairs. Last cosines and softmax, a list to a
-// block.
+// A team takes its share from states to answers in stages with a barrier between two: tokens are pooled where
+// candidates are sums of them; waves of rows are projected; then a stage for each layer, or one for all layers where
+// sequences are pairs. Last cosines and softmax, a list to a block.
 template <bool kBf16>
 __global__ void __launch_bounds__(kThreads, 1) score_kernel(const __grid_constant__ ScoreJob job) {
   SRR_DYNAMIC_SHARED(shared);
   const Team team(job.together, job.team_size);
+  if (job.candidates == Candidates::kPooled) pool_candidates(job, team, reinterpret_cast<float*>(shared));
   const Share share = find_share(job, team, reinterpret_cast<int64_t*>(shared));
   const int layers = static_cast<int>(job.params.layout.layers);
   const bool pairs = layers > 0 && job.params.scope == Scope::kPair;
@@ -156,6 +174,7 @@ template <bool kBf16>
 __global__ void __launch_bounds__(kThreads, 1) score_wide_kernel(const __grid_constant__ ScoreJob job) {
   SRR_DYNAMIC_SHARED(shared);
   const Team team(job.together, job.team_size);
+  if (job.candidates == Candidates::kPooled) pool_candidates(job, team, reinterpret_cast<float*>(shared));
   const Share share = find_share(job, team, reinterpret_cast<int64_t*>(shared));
   if (share.m0 < share.m1) {
     prefetch_encoder(job, team);
@@ -187,21 +206,19 @@ bool supported(const ScoreParams& params) {
          layout.ffn >= 0 && params.B >= 0 && params.M >= 0 && params.B + params.M <= kMostRows;
 }
 
-cudaError_t run(const ScoreParams& params, const TokenSpans* last, const ScorePlan& plan, void* workspace,
+cudaError_t run(const ScoreParams& params, const TokenSpans* tokens, const ScorePlan& plan, void* workspace,
                 cudaStream_t stream) {
   Device device{};
   cudaError_t error = current_device(device);
   if (error != cudaSuccess) return error;
   if (!supported(params)) return cudaErrorInvalidValue;
-  ScoreJob job = job_of(params, plan, workspace);
-  job.inst_aligned = is_aligned(params.inst.data, params.inst.stride, params.inst.dtype);
-  job.resp_aligned = is_aligned(params.resp.data, params.resp.stride, params.resp.dtype);
-  if (last) {
-    job.from_tokens = true;
-    job.tokens = *last;
-    job.resp_aligned =
-        is_aligned(last->states, last->row_stride, last->dtype) && is_aligned(nullptr, last->token_stride, last->dtype);
-  }
+  ScoreJob job = job_of(params, tokens, plan, workspace);
+  if (job.candidates == Candidates::kPooled && plan.teams != 1) return cudaErrorInvalidValue;
+  const StateRows &inst = job.params.inst, &resp = job.params.resp;
+  job.tokens_aligned = tokens && is_aligned(*tokens);
+  job.inst_aligned = is_aligned(inst.data, inst.stride, inst.dtype);
+  job.resp_aligned =
+      job.candidates == Candidates::kLastTokens ? job.tokens_aligned : is_aligned(resp.data, resp.stride, resp.dtype);
   if (params.B + params.M == 0) return cudaSuccess;
 
   static Granted granted[2][2];
@@ -212,6 +229,7 @@ cudaError_t run(const ScoreParams& params, const TokenSpans* last, const ScorePl
   int64_t shared_bytes = plan.wide ? WideMemory::bytes() : TileMemory::bytes(job.most_rows, job.P, job.E);
   if (shared_bytes < kProjectSharedBytes) shared_bytes = kProjectSharedBytes;
   if (shared_bytes < kFinishSharedBytes) shared_bytes = kFinishSharedBytes;
+  if (job.candidates == Candidates::kPooled && shared_bytes < kPoolSharedBytes) shared_bytes = kPoolSharedBytes;
   error = grant_shared(granted[plan.wide][bf16], kernel, shared_bytes, device);
   if (error != cudaSuccess) return error;
   return launch(kernel, plan.together, int64_t{plan.teams} * plan.team_size, plan.team_size, kThreads, shared_bytes,
@@ -232,9 +250,11 @@ bool can_be_wide(const ScoreParams& params) {
          params.scope == Scope::kList;
 }
 
-ScorePlan plan_score(const ScoreParams& params, int multiprocessors, bool has_clusters) {
+ScorePlan plan_score(const ScoreParams& params, const TokenSpans* tokens, int multiprocessors, bool has_clusters) {
   const int64_t B = params.B > 0 ? params.B : 1, rows = params.B + params.M, per_list = ceil_div(rows, B);
-  if (can_be_wide(params) && rows <= kMostWideRows) return {Together::kGrid, 1, multiprocessors, true};
+  const bool wide = can_be_wide(params) && rows <= kMostWideRows;
+  // Tokens are most of what is read: every multiprocessor takes a part.
+  if (wide || (tokens && tokens->pooling != Pooling::kLast)) return {Together::kGrid, 1, multiprocessors, wide};
   if (per_list <= kClusterRows) {
     const int64_t lists = kClusterRows / (per_list > 0 ? per_list : 1), teams = ceil_div(B, lists);
     int size = kMostClusterBlocks;
@@ -250,12 +270,12 @@ ScorePlan plan_score(const ScoreParams& params, int multiprocessors, bool has_cl
   return {Together::kGrid, 1, static_cast<int>(wanted < multiprocessors ? wanted : multiprocessors), false};
 }
 
-int64_t score_workspace_bytes(const ScoreParams& params, const ScorePlan& plan) {
-  return job_of(params, plan, nullptr).bytes;
+int64_t score_workspace_bytes(const ScoreParams& params, const TokenSpans* tokens, const ScorePlan& plan) {
+  return job_of(params, tokens, plan, nullptr).bytes;
 }
 
-int score(const ScoreParams& params, const TokenSpans* last, const ScorePlan& plan, void* workspace, void* stream) {
-  return run(params, last, plan, workspace, static_cast<cudaStream_t>(stream));
+int score(const ScoreParams& params, const TokenSpans* tokens, const ScorePlan& plan, void* workspace, void* stream) {
+  return run(params, tokens, plan, workspace, static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace srr::cuda
@@ -263,54 +283,38 @@ int score(const ScoreParams& params, const TokenSpans* last, const ScorePlan& pl
 namespace srr {
 namespace {
 
-cudaError_t plan_here(const ScoreParams& params, cuda::ScorePlan& plan) {
+cudaError_t plan_here(const ScoreParams& params, const TokenSpans* tokens, cuda::ScorePlan& plan) {
   cuda::Device device{};
   const cudaError_t error = cuda::current_device(device);
-  if (error == cudaSuccess) plan = cuda::plan_score(params, device.multiprocessors, device.has_clusters);
+  if (error == cudaSuccess) plan = cuda::plan_score(params, tokens, device.multiprocessors, device.has_clusters);
   return error;
 }
 
-int score_here(const ScoreParams& params, const TokenSpans* last, void* workspace, void* stream) {
+int64_t workspace_bytes_here(const ScoreParams& params, const TokenSpans* tokens) {
   cuda::ScorePlan plan{};
-  const cudaError_t error = plan_here(params, plan);
-  return error == cudaSuccess ? cuda::score(params, last, plan, workspace, stream) : error;
+  return plan_here(params, tokens, plan) == cudaSuccess ? cuda::score_workspace_bytes(params, tokens, plan) : 0;
 }
 
-// Where rank() keeps what it has pooled, and what follows it.
-struct Pooled {
-  int64_t gates, after;  // bytes from the workspace's begin
-
-  explicit Pooled(const RankParams& params)
-      : gates(round_up(params.score.M * params.score.layout.d * static_cast<int64_t>(sizeof(float)), 256)),
-        after(gates + round_up(pool_cuda_workspace_bytes(params.tokens), 256)) {}
-};
+int score_here(const ScoreParams& params, const TokenSpans* tokens, void* workspace, void* stream) {
+  cuda::ScorePlan plan{};
+  const cudaError_t error = plan_here(params, tokens, plan);
+  return error == cudaSuccess ? cuda::score(params, tokens, plan, workspace, stream) : error;
+}
 
 }  // namespace
 
-int64_t score_cuda_workspace_bytes(const ScoreParams& params) {
-  cuda::ScorePlan plan{};
-  return plan_here(params, plan) == cudaSuccess ? cuda::score_workspace_bytes(params, plan) : 0;
-}
+int64_t score_cuda_workspace_bytes(const ScoreParams& params) { return workspace_bytes_here(params, nullptr); }
 
 int score_cuda(const ScoreParams& params, void* workspace, void* stream) {
   return score_here(params, nullptr, workspace, stream);
 }
 
 int64_t rank_cuda_workspace_bytes(const RankParams& params) {
-  const int64_t score_bytes = score_cuda_workspace_bytes(params.score);
-  return params.tokens.pooling == Pooling::kLast ? score_bytes : Pooled(params).after + score_bytes;
+  return workspace_bytes_here(params.score, &params.tokens);
 }
 
-// The last token of a span is read where it lies; other pools are written down first.
 int rank_cuda(const RankParams& params, void* workspace, void* stream) {
-  if (params.tokens.pooling == Pooling::kLast) return score_here(params.score, &params.tokens, workspace, stream);
-  const Pooled pooled(params);
-  unsigned char* base = static_cast<unsigned char*>(workspace);
-  ScoreParams score = params.score;
-  score.resp = {base, DType::kFloat32, score.layout.d};
-  const int error =
-      pool_cuda({params.tokens, reinterpret_cast<float*>(base), score.layout.d}, base + pooled.gates, stream);
-  return error == 0 ? score_here(score, nullptr, base + pooled.after, stream) : error;
+  return score_here(params.score, &params.tokens, workspace, stream);
 }
 
 }  // namespace srr

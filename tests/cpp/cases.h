@@ -23,23 +23,24 @@ inline const char* name_of(Pooling pooling) {
 
 // Not a multiple of anything that tokens are taken by.
 constexpr int64_t kPoolTokens = 37;
+constexpr int64_t kManyTokens = 700;  // more than a GPU's block takes in one step
 
 struct Span {
   int64_t start, stop;
 };
 
-inline std::vector<Span> pool_spans() {
+inline std::vector<Span> pool_spans(int64_t T) {
   return {
-      {0, kPoolTokens},                // all
-      {5, 5},                          // none
-      {0, 1},                          // the first token only
-      {kPoolTokens - 1, kPoolTokens},  // the last token only
-      {3, 20},                         // one more than a whole number of eights and of sixteens
-      {-1, 4},                         // begins before the tokens
-      {2, kPoolTokens + 1},            // ends after them
-      {kPoolTokens, kPoolTokens},      // none, at the very end
-      {9, 6},                          // ends before it begins
-      {6, 14},                         // eight tokens
+      {0, T},      // all
+      {5, 5},      // none
+      {0, 1},      // the first token only
+      {T - 1, T},  // the last token only
+      {3, 20},     // one more than a whole number of eights and of sixteens
+      {-1, 4},     // begins before the tokens
+      {2, T + 1},  // ends after them
+      {T, T},      // none, at the very end
+      {9, 6},      // ends before it begins
+      {6, 14},     // eight tokens
   };
 }
 

@@ -26,7 +26,7 @@ class Engine {
   virtual void pool(const PoolParams& params, int attempt) = 0;
   virtual void pool_update(const PoolUpdateParams& params, int attempt) = 0;
   virtual void score(const ScoreParams& params, int attempt) = 0;
-  virtual void rank(const RankParams& params) = 0;
+  virtual void rank(const RankParams& params, int attempt) = 0;
 };
 
 std::vector<std::unique_ptr<Engine>> engines();

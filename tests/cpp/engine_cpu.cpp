@@ -42,7 +42,7 @@ class CpuEngine : public Engine {
     score_cpu(params, workspace, threads);
     release(workspace);
   }
-  void rank(const RankParams& params) override {
+  void rank(const RankParams& params, int) override {
     std::vector<float> pooled(params.score.M * params.score.layout.d);
     pool({params.tokens, pooled.data(), params.score.layout.d}, 0);
     ScoreParams on_pooled = params.score;

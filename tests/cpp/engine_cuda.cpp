@@ -47,9 +47,17 @@ class CudaEngine : public Engine {
     const Workspace workspace(*this, pool_cuda_workspace_bytes(params.in));
     finish(pool_update_cuda(params, workspace.data, nullptr), "pool_update_cuda");
   }
-  void rank(const RankParams& params) override {
-    const Workspace workspace(*this, rank_cuda_workspace_bytes(params));
-    finish(rank_cuda(params, workspace.data, nullptr), "rank_cuda");
+  void rank(const RankParams& params, int attempt) override {
+    if (attempt == 0) {
+      const Workspace workspace(*this, rank_cuda_workspace_bytes(params));
+      finish(rank_cuda(params, workspace.data, nullptr), "rank_cuda");
+      return;
+    }
+    using cuda::Together;
+    const cuda::ScorePlan plan =
+        attempt == 1 ? cuda::ScorePlan{Together::kGrid, 1, 3, false} : cuda::ScorePlan{Together::kNone, 1, 1, false};
+    const Workspace workspace(*this, cuda::score_workspace_bytes(params.score, &params.tokens, plan));
+    finish(cuda::score(params.score, &params.tokens, plan, workspace.data, nullptr), "score of tokens");
   }
   // Attempt 0: as the library plans it. Then the other ways to share the work between blocks.
   void score(const ScoreParams& params, int attempt) override {
@@ -61,7 +69,7 @@ class CudaEngine : public Engine {
       const Workspace workspace(*this, score_cuda_workspace_bytes(params));
       finish(score_cuda(params, workspace.data, nullptr), "score_cuda");
     } else {
-      const Workspace workspace(*this, cuda::score_workspace_bytes(params, plan));
+      const Workspace workspace(*this, cuda::score_workspace_bytes(params, nullptr, plan));
       finish(cuda::score(params, nullptr, plan, workspace.data, nullptr), "score");
     }
   }
