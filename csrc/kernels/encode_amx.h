@@ -10,6 +10,11 @@ SRR_INLINE void store_bf16(uint16_t* to, F16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
 }
 
+// The same for a whole step of columns.
+SRR_INLINE void store_bf16(uint16_t* to, F16 a, F16 b) {
+  _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v)));
+}
+
 // 2^x within 2.6e-6 of itself, for x <= 0; at least 2^-125.
 SRR_INLINE F16 exp2_amx(F16 x) {
   const F16 clamped = max(set1(-125.0f), x);  // in this order NaN stays NaN
@@ -93,8 +98,8 @@ inline void product_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64
 // A row as the tiles read it, zeros behind its p columns.
 SRR_INLINE void round_row(const float* x, int64_t p, int64_t columns, uint16_t* to) {
   int64_t c = 0;
-  for (; c < p; c += kPanel) store_bf16(to + c, load(x + c));
-  for (; c < columns; c += kPanel) store_bf16(to + c, zero());
+  for (; c + kStep <= p; c += kStep) store_bf16(to + c, load(x + c), load(x + c + kPanel));
+  if (c < columns) store_bf16(to + c, load(x + c), zero());
 }
 
 // Rows [row0, row1): q, k and v of (pre-LN: norm1 of) x, q scaled so that 2^(q k) is what softmax wants.
@@ -302,15 +307,17 @@ inline void encode_rest_amx(const ScoreParams& a, const ScorePlan& plan, const A
   const float* bias1 = at_bytes(a.packed, layer.ffn1_bias_bytes);
   product_amx(tiles, t.x, n.x, rows, layer.ffn1, a.packed, t.sums,
               [&](int64_t row, int64_t count, int64_t column, int64_t panels, const float* sums) {
-                for (int64_t i = 0; i < panels; ++i, column += kPanel) {
-                  const F16 b = load(bias1 + column);
+                for (int64_t i = 0; i < panels; i += 2, column += kStep) {
+                  const bool both = i + 1 < panels;
+                  const F16 b0 = load(bias1 + column), b1 = both ? load(bias1 + column + kPanel) : zero();
+                  const float* from = sums + i * kPanel;
                   uint16_t* to = t.hidden + row * n.ffn + column;
-                  for (int64_t r = 0; r < count; ++r)
-                    store_bf16(to + r * n.ffn, gelu_amx(load(sums + (r * panels + i) * kPanel) + b));
+                  for (int64_t r = 0; r < count; ++r, from += panels * kPanel, to += n.ffn) {
+                    const F16 first = gelu_amx(load(from) + b0);
+                    store_bf16(to, first, both ? gelu_amx(load(from + kPanel) + b1) : zero());
+                  }
                 }
               });
-  if (plan.ffn < n.ffn)
-    for (int64_t r = 0; r < rows; ++r) store_bf16(t.hidden + r * n.ffn + plan.ffn, zero());
   product_amx(tiles, t.hidden, n.ffn, rows, layer.ffn2, a.packed, t.sums,
               add_to_x(at_bytes(a.packed, layer.ffn2_bias_bytes)));
   if (!l.norm_first)
@@ -327,30 +334,31 @@ inline void encode_layers_amx(const ScoreParams& a, const ScorePlan& plan, const
   const int64_t rows = chunk.begin[sequences];
   Tiles own;
   // Where workers are called, they set up their own tiles, perhaps this thread's.
-  const auto for_tiles = [&](int64_t count, int64_t height, auto&& body) {
-    const int64_t all = (count + height - 1) / height, workers = at_most(plan.tile_workers, all);
+  const auto for_tiles = [&](int64_t count, int64_t height, int64_t few, auto&& body) {
+    const int64_t all = count <= height ? 1 : (count + height - 1 - few) / height;
+    const int64_t workers = at_most(plan.tile_workers, all);
     parallel(threads, workers, [&](int64_t worker) {
       Tiles others;
       Pieces scratch{reinterpret_cast<unsigned char*>(tile + worker * plan.tile_floats)};
       const AmxTile t = amx_tile(scratch, a.layout, n);
       for (int64_t i = all * worker / workers; i < all * (worker + 1) / workers; ++i)
-        body(plan.tile_workers > 1 ? others : own, t, i * height, at_most(count, (i + 1) * height));
+        body(plan.tile_workers > 1 ? others : own, t, i * height, i + 1 == all ? count : (i + 1) * height);
     });
   };
   for (int64_t i = 0; i < a.layout.layers; ++i) {
     const PackedLayer layer = a.layout.layer(i);
-    for_tiles(rows, n.tile_rows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
+    for_tiles(rows, n.tile_rows, kAmxFewRows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
       encode_qkv_amx(a, plan, n, layer, tiles, chunk.x, c, r0, r1, t);
     });
     for (int64_t s = 0; s < sequences; ++s) {
       const int64_t begin = chunk.begin[s], S = chunk.begin[s + 1] - begin;
       pack_sequence(a, n, c, begin, begin + S);
-      for_tiles(S, kAmxQueryRows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
+      for_tiles(S, kAmxQueryRows, 0, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
         for (int64_t head = 0; head < a.layout.heads; ++head)
           attend_amx(a, n, head, tiles, c, S, begin + r0, begin + r1, t);
       });
     }
-    for_tiles(rows, n.tile_rows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
+    for_tiles(rows, n.tile_rows, kAmxFewRows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
       encode_rest_amx(a, plan, n, layer, tiles, chunk.x, c, r0, r1, t);
     });
   }

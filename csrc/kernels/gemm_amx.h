@@ -95,26 +95,24 @@ __attribute__((noinline)) void tile_amx(const TileRows* rows, const TileWeights&
     else
       zero_tile<tile.value>();
   });
-  const uint16_t* x[R];
-  int64_t stride[R];
-  for (int r = 0; r < R; ++r) {
-    x[r] = rows[r].x;
-    stride[r] = 2 * rows[r].x_stride;
-  }
+  const uint16_t *const upper = rows[0].x, *const lower = rows[R - 1].x;
+  const int64_t upper_stride = 2 * rows[0].x_stride, lower_stride = 2 * rows[R - 1].x_stride, distance = w.panel;
+  int64_t at = 0;
   for (int64_t block = 0; block < w.blocks; ++block) {
     const int64_t steps = block + 1 < w.blocks ? kBlockK / kStep : w.last_steps;
     const uint16_t* panels = w.w + block * w.block;
-    for (int64_t s = 0; s < steps; ++s, panels += kStep * kPanel) {
+    for (int64_t s = 0; s < steps; ++s, panels += kStep * kPanel, at += kStep) {
       unrolled<P>([&](auto c) {
-        load_tile<6 + c.value % 2>(panels + c.value * w.panel, 4 * kPanel);
+        load_tile<6 + c.value % 2>(panels + c.value * distance, 4 * kPanel);
         unrolled<R>([&](auto r) {
           unrolled<Planes>([&](auto plane) {
-            if (Planes > 1 || c.value == 0) load_tile<4 + r.value>(x[r.value] + plane.value * kBlockK, stride[r.value]);
+            if (Planes > 1 || c.value == 0)
+              load_tile<4 + r.value>((r.value ? lower : upper) + at + plane.value * kBlockK,
+                                     r.value ? lower_stride : upper_stride);
             dot_tiles<2 * r.value + c.value, 4 + r.value, 6 + c.value % 2>();
           });
         });
       });
-      for (int r = 0; r < R; ++r) x[r] += kStep;
     }
   }
   for_y([&](auto tile, float* at) { store_tile<tile.value>(at, 4 * y_stride); });

@@ -50,7 +50,8 @@ constexpr int64_t chunk_rows([[maybe_unused]] const RankerLayout& l) {
 
 constexpr int64_t query_rows(int64_t sequence) { return sequence > kKeyBlock ? kQueryRowsLong : kQueryRows; }
 
-// Whether tiles multiply the states as they are: every sum of a slice stays in a tile from its first product to its last.
+// Whether tiles multiply the states as they are: every sum of a slice stays in a tile from its first product to its
+// last.
 inline bool in_tiles([[maybe_unused]] const ScoreParams& a) {
 #if defined(SRR_AMX)
   return a.layout.bf16 && a.inst.dtype == DType::kBFloat16 && a.resp.dtype == DType::kBFloat16;

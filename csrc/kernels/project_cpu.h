@@ -105,9 +105,5 @@ SRR_INLINE bool projected(const ScoreParams& a, const ScorePlan& plan, const flo
     room = min(room, set1(kLargestProjected) - abs(v));  // min(., NaN) is NaN
     room = where_positive(room, room, set1(-1.0f));
   }
-  float lanes[16];
-  store(lanes, room);
-  bool all = true;
-  for (float lane : lanes) all &= lane >= 0;
-  return all;
+  return not_negative(room);
 }

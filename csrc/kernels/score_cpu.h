@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // score on the CPU: project all rows, encode sequences chunk by chunk, cosine, softmax over each list.
 //
-// The projection is cut into K-slices whose number depends on d alone; a slice's partial sums are added in a fixed
-// order when a row is first read. Everything after works on rows or on single sequences. So neither the number of
+// The projection is cut into K-slices whose number depends on d, p and the types; a slice's partial sums are added in a
+// fixed order when a row is first read. Everything after works on rows or on single sequences. So neither the number of
 // threads nor the neighbours of a list can change its bits.
 
 // ---- cosine -----------------------------------------------------------------------------------------------------

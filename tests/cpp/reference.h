@@ -140,8 +140,7 @@ template <typename Real>
 Sequence<Real> attention(const Sequence<Real>& x, const Layer& w, int64_t heads, bool rounds) {
   const int64_t p = static_cast<int64_t>(x[0].size()), e = p / heads;
   Sequence<Real> qkv, y;
-  for (const auto& v : x)
-    qkv.push_back(kept(linear(kept(v, rounds), w.in_proj_weight, w.in_proj_bias), rounds));
+  for (const auto& v : x) qkv.push_back(kept(linear(kept(v, rounds), w.in_proj_weight, w.in_proj_bias), rounds));
   for (const auto& own : qkv) {
     std::vector<Real> mixed(p, 0);
     for (int64_t h = 0; h < heads; ++h) {
