@@ -265,8 +265,8 @@ void test_score_case(Engine& engine, Report& report, const ScoreCase& test, bool
                  static_cast<long long>(best), static_cast<long long>(highest));
     if (best >= 0 && best < n) {
       const double margin = exact.scores[begin + exact.best[b]] - exact.scores[begin + best];
-      report.check(margin <= (plain_weights.rounds ? 1e-2 : 1e-5), "best[%zu] is %lld, which is %.3g below the best", b, static_cast<long long>(best),
-                   margin);
+      report.check(margin <= (plain_weights.rounds ? 1e-2 : 1e-5), "best[%zu] is %lld, which is %.3g below the best", b,
+                   static_cast<long long>(best), margin);
     }
     if (test.lists.size() > 1 && !quick) {
       const auto own = static_cast<int64_t>(b);
