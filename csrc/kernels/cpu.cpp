@@ -42,9 +42,13 @@ struct Available {
     __builtin_cpu_init();
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && amx_granted()) kernels[n++] = &kAmx;
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) kernels[n++] = &kAvx512Bf16;
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (bf16 && amx_granted()) kernels[n++] = &kAmx;
+    // Intel's dot products of bfloat16 are no faster than its multiply-adds, and want pairs.
+    const bool dot_first = bf16 && !__builtin_cpu_is("intel");
+    if (dot_first) kernels[n++] = &kAvx512Bf16;
     if (avx512) kernels[n++] = &kAvx512;
+    if (bf16 && !dot_first) kernels[n++] = &kAvx512Bf16;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
       kernels[n++] = &kAvx2;
 #endif

@@ -6,13 +6,12 @@
 
 constexpr int64_t kStep = 32;        // columns of X that one instruction sums
 constexpr int64_t kTileHeight = 16;  // most rows of a tile
-constexpr int64_t kTilePanels = 2;   // panels side by side
+constexpr int64_t kTilePanels = 2;   // panels side by side under two tiles of rows; under one, twice as many
 constexpr int64_t kPlanes = 3;
 constexpr int64_t kMostRows = 96;  // of X in one call
-constexpr int64_t kDotBlocks = 4;  // K-blocks of bfloat16 X in one call
 
-// The shape of this thread's tiles: one or two of X above one another, `upper` and `lower` rows high, beside one or two
-// of W. Tiles 0, 1 are of Y and 4 of X, in the upper row; 2, 3 and 5 in the lower; 6, 7 of W.
+// The shape of this thread's tiles: one or two of X above one another, `upper` and `lower` rows high. Tiles 0, 1 are of
+// Y and 4 of X, in the upper row; 2, 3 and 5 in the lower; 6, 7 of W. One tile of X alone may take all four of Y.
 class Tiles {
  public:
   Tiles() = default;
@@ -22,9 +21,9 @@ class Tiles {
     if (upper_ != 0) asm volatile("tilerelease" ::: "memory");
   }
   SRR_INLINE void shape(int64_t upper, int64_t lower) {
-    if (upper == upper_ && (lower == lower_ || lower == 0)) return;
+    if (upper == upper_ && lower == lower_) return;
     upper_ = upper;
-    lower_ = lower == 0 ? upper : lower;
+    lower_ = lower;
     struct {
       uint8_t palette, start_row, reserved[14];
       uint16_t row_bytes[16];
@@ -74,14 +73,15 @@ struct TileRows {
   int64_t x_stride, rows;
   float* y;
 };
-// K-blocks of at most two panels of W. Every block but the last has kBlockK / kStep steps.
+// K-blocks of the panels of W under a tile. Every block but the last has kBlockK / kStep steps.
 struct TileWeights {
   const uint16_t* w;
   int64_t panel, block;  // distances
   int64_t blocks, last_steps;
 };
 
-// One or two tiles of rows times P panels. `add`: Y holds a partial sum already.
+// R tiles of rows times P panels, R * P <= 4. `add`: Y holds a partial sum already. While one tile of W stays, the
+// products with it follow one another: that is what an instruction waits for least.
 template <int Planes, int R, int P>
 __attribute__((noinline)) void tile_amx(const TileRows* rows, const TileWeights& w, int64_t y_stride, bool add) {
   const auto for_y = [&](auto&& body) {
@@ -95,45 +95,57 @@ __attribute__((noinline)) void tile_amx(const TileRows* rows, const TileWeights&
     else
       zero_tile<tile.value>();
   });
-  const uint16_t* x[R];
-  int64_t stride[R];
-  for (int r = 0; r < R; ++r) {
-    x[r] = rows[r].x;
-    stride[r] = 2 * rows[r].x_stride;
-  }
+  const uint16_t *const upper = rows[0].x, *const lower = rows[R - 1].x;
+  const int64_t upper_stride = 2 * rows[0].x_stride, lower_stride = 2 * rows[R - 1].x_stride, distance = w.panel;
+  int64_t at = 0;
   for (int64_t block = 0; block < w.blocks; ++block) {
     const int64_t steps = block + 1 < w.blocks ? kBlockK / kStep : w.last_steps;
     const uint16_t* panels = w.w + block * w.block;
-    for (int64_t s = 0; s < steps; ++s, panels += kStep * kPanel) {
-      unrolled<P>([&](auto c) { load_tile<6 + c.value>(panels + c.value * w.panel, 4 * kPanel); });
-      unrolled<Planes>([&](auto plane) {
+    for (int64_t s = 0; s < steps; ++s, panels += kStep * kPanel, at += kStep) {
+      unrolled<P>([&](auto c) {
+        load_tile<6 + c.value % 2>(panels + c.value * distance, 4 * kPanel);
         unrolled<R>([&](auto r) {
-          load_tile<4 + r.value>(x[r.value] + plane.value * kBlockK, stride[r.value]);
-          unrolled<P>([&](auto c) { dot_tiles<2 * r.value + c.value, 4 + r.value, 6 + c.value>(); });
+          unrolled<Planes>([&](auto plane) {
+            if (Planes > 1 || c.value == 0)
+              load_tile<4 + r.value>((r.value ? lower : upper) + at + plane.value * kBlockK,
+                                     r.value ? lower_stride : upper_stride);
+            dot_tiles<2 * r.value + c.value, 4 + r.value, 6 + c.value % 2>();
+          });
         });
       });
-      for (int r = 0; r < R; ++r) x[r] += kStep;
     }
   }
   for_y([&](auto tile, float* at) { store_tile<tile.value>(at, 4 * y_stride); });
 }
 
-// Calls body(tiles, n) for the rows of `parts` in tiles of nearly equal height, one or two at a time.
+// The rows of all `parts` in tiles, y moved on to `panel`s: calls body(Int<R>{}, Int<P>{}, tiles, panel) for one or two
+// tiles at a time. A low tile shares the weights it loads with the next one; a tile of full height stands alone and
+// takes more panels.
 template <class Body>
-SRR_INLINE void for_tile_pairs(const TileRows* parts, int64_t count, int64_t y_stride, Body&& body) {
+SRR_INLINE void for_row_panels(const TileRows* parts, int64_t count, int64_t panels, int64_t y_stride, Body&& body) {
   TileRows pair[2];
   int n = 0;
+  const auto flush = [&] {
+    const int64_t most = n == 1 ? 2 * kTilePanels : kTilePanels;
+    for (int64_t panel = 0; panel < panels; panel += most) {
+      TileRows here[2] = {pair[0], pair[1]};
+      for (int i = 0; i < n; ++i) here[i].y += panel * kPanel;
+      if (n == 1)
+        with_int<2 * kTilePanels>(at_most(panels - panel, most), [&](auto P) { body(Int<1>{}, P, here, panel); });
+      else
+        with_int<kTilePanels>(at_most(panels - panel, most), [&](auto P) { body(Int<2>{}, P, here, panel); });
+    }
+    n = 0;
+  };
   for (int64_t part = 0; part < count; ++part) {
     const TileRows& all = parts[part];
-    const int64_t tiles = (all.rows + kTileHeight - 1) / kTileHeight;
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t begin = all.rows * i / tiles, end = all.rows * (i + 1) / tiles;
-      pair[n++] = {all.x + begin * all.x_stride, all.x_stride, end - begin, all.y + begin * y_stride};
-      if (n == 2) body(pair, n);
-      n %= 2;
+    for (int64_t row = 0; row < all.rows; row += kTileHeight) {
+      const int64_t height = at_most(all.rows - row, kTileHeight);
+      pair[n++] = {all.x + row * all.x_stride, all.x_stride, height, all.y + row * y_stride};
+      if (n == 2 || height == kTileHeight) flush();
     }
   }
-  if (n > 0) body(pair, n);
+  if (n > 0) flush();
 }
 
 // K rows of one panel of W, zeros behind them up to a whole step.
@@ -146,28 +158,19 @@ SRR_INLINE void copy_w(const uint16_t* w, int64_t K, uint16_t* to) {
 template <int Planes>
 SRR_INLINE void blocks_amx(Tiles& tiles, const TileRows* parts, int64_t count, const PackedMatrix& m,
                            const void* packed, int64_t block, int64_t blocks, int64_t y_stride, bool add) {
-  alignas(64) uint16_t padded[kTilePanels * kBlockK * kPanel];
-  const int64_t K = m.block_rows(block), panels = m.N_padded() / kPanel;
-  for (int64_t panel = 0; panel < panels; panel += kTilePanels) {
-    const int64_t here = at_most(panels - panel, kTilePanels);
+  alignas(64) uint16_t padded[2 * kTilePanels * kBlockK * kPanel];
+  const int64_t K = m.block_rows(block);
+  for_row_panels(parts, count, m.N_padded() / kPanel, y_stride, [&](auto R, auto P, TileRows* here, int64_t panel) {
     TileWeights w{bf16_block(m, packed, block) + panel * K * kPanel, K * kPanel, kBlockK * m.N_padded(), blocks,
                   (K + kStep - 1) / kStep};
     if (K % kStep != 0) {
-      for (int64_t c = 0; c < here; ++c) copy_w(w.w + c * w.panel, K, padded + c * kBlockK * kPanel);
+      for (int64_t c = 0; c < P.value; ++c) copy_w(w.w + c * w.panel, K, padded + c * kBlockK * kPanel);
       w.w = padded;
       w.panel = kBlockK * kPanel;
     }
-    with_int<kTilePanels>(here, [&](auto P) {
-      for_tile_pairs(parts, count, y_stride, [&](TileRows* pair, int n) {
-        for (int i = 0; i < n; ++i) pair[i].y += panel * kPanel;
-        tiles.shape(pair[0].rows, n > 1 ? pair[1].rows : 0);
-        if (n > 1)
-          tile_amx<Planes, 2, P.value>(pair, w, y_stride, add);
-        else
-          tile_amx<Planes, 1, P.value>(pair, w, y_stride, add);
-      });
-    });
-  }
+    tiles.shape(here[0].rows, here[R.value - 1].rows);
+    tile_amx<Planes, R.value, P.value>(here, w, y_stride, add);
+  });
 }
 
 // The leading eight bits of every lane, and what they leave.
@@ -215,13 +218,13 @@ inline void gemm_blocks_dot(Tiles& tiles, const TileRows* parts, int64_t count, 
                             const void* packed, int64_t block, int64_t end, int64_t y_stride) {
   const int64_t first = block, whole = at_most(m.K / kBlockK, end);
   TileRows here[2];
-  for (int64_t blocks; block < whole; block += blocks) {
-    blocks = at_most(whole - block, kDotBlocks);
+  if (block < whole) {
     for (int64_t i = 0; i < count; ++i) {
       here[i] = parts[i];
       here[i].x += block * kBlockK;
     }
-    blocks_amx<1>(tiles, here, count, m, packed, block, blocks, y_stride, block > first);
+    blocks_amx<1>(tiles, here, count, m, packed, block, whole - block, y_stride, false);
+    block = whole;
   }
   if (block == end) return;
   alignas(64) uint16_t copies[kMostRows * kBlockK];  // of the last columns, zeros behind them

@@ -6,7 +6,7 @@
 #include <immintrin.h>
 // _mm512_undefined_*() initialises a variable with itself, which GCC 12 reports where it is inlined.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #define SRR_AVX512
 #define SRR_AMX
 namespace srr {
@@ -18,6 +18,16 @@ namespace amx {
 #include "gemm_amx.h"
 
 #include "pool_cpu.h"
+
+#include "sizes_amx.h"
+
+#include "plan_cpu.h"
+
+#include "project_cpu.h"
+
+#include "encode_cpu.h"
+
+#include "encode_amx.h"
 
 #include "score_cpu.h"
 }  // namespace amx

@@ -14,6 +14,12 @@ namespace avx2 {
 
 #include "pool_cpu.h"
 
+#include "plan_cpu.h"
+
+#include "project_cpu.h"
+
+#include "encode_cpu.h"
+
 #include "score_cpu.h"
 }  // namespace avx2
 const CpuKernels kAvx2{"avx2", avx2::pool, avx2::pool_update, avx2::score_workspace_bytes, avx2::score};

@@ -16,6 +16,12 @@ namespace avx512 {
 
 #include "pool_cpu.h"
 
+#include "plan_cpu.h"
+
+#include "project_cpu.h"
+
+#include "encode_cpu.h"
+
 #include "score_cpu.h"
 }  // namespace avx512
 const CpuKernels kAvx512{"avx512", avx512::pool, avx512::pool_update, avx512::score_workspace_bytes, avx512::score};

@@ -18,6 +18,12 @@ namespace avx512_bf16 {
 
 #include "pool_cpu.h"
 
+#include "plan_cpu.h"
+
+#include "project_cpu.h"
+
+#include "encode_cpu.h"
+
 #include "score_cpu.h"
 }  // namespace avx512_bf16
 const CpuKernels kAvx512Bf16{"avx512_bf16", avx512_bf16::pool, avx512_bf16::pool_update,

@@ -10,6 +10,12 @@ namespace plain {
 
 #include "pool_cpu.h"
 
+#include "plan_cpu.h"
+
+#include "project_cpu.h"
+
+#include "encode_cpu.h"
+
 #include "score_cpu.h"
 }  // namespace plain
 const CpuKernels kPlain{"plain", plain::pool, plain::pool_update, plain::score_workspace_bytes, plain::score};

@@ -198,7 +198,24 @@ SRR_INLINE F16 where_positive(F16 x, F16 a, F16 b) { return {x.v >= 0 ? a.v : b.
 
 SRR_INLINE F16 zero() { return set1(0.0f); }
 
-// Sums and maxima over the lanes, in one fixed order.
+// Whether every lane is at least 0; NaN is not.
+#if defined(SRR_AVX512)
+SRR_INLINE bool not_negative(F16 a) { return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_GE_OQ) == 0xffff; }
+#else
+SRR_INLINE bool not_negative(F16 a) {
+  float v[16];
+  store(v, a);
+  bool all = true;
+  for (float lane : v) all &= lane >= 0;
+  return all;
+}
+#endif
+
+// Sums and maxima over the lanes, in one fixed order: halves onto each other, then quarters, and so on.
+#if defined(SRR_AVX512)
+SRR_INLINE float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
+SRR_INLINE float max_lane(F16 a) { return _mm512_reduce_max_ps(a.v); }
+#else
 SRR_INLINE float sum(F16 a) {
   float v[16];
   store(v, a);
@@ -213,6 +230,7 @@ SRR_INLINE float max_lane(F16 a) {
     for (int i = 0; i < width; ++i) v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
   return v[0];
 }
+#endif
 
 // 1 in the first n lanes, 0 in the others.
 SRR_INLINE F16 first_lanes(int64_t n) {

@@ -92,20 +92,6 @@ inline uint16_t to_half(float value) {
   return static_cast<uint16_t>(sign | ((exponent + 13) * 1024 + steps));
 }
 
-inline float from_bf16(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-inline uint16_t to_bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (std::isnan(value)) return 0x7fc0;
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 inline float rounded(float value, DType dtype) {
   if (dtype == DType::kFloat16) return from_half(to_half(value));
   if (dtype == DType::kBFloat16) return from_bf16(to_bf16(value));

@@ -22,6 +22,8 @@ class Engine {
   virtual void release(void* memory) = 0;
   // Whether offsets that are no offsets must be answered; the CPU's are checked by its callers.
   virtual bool answers_bad_offsets() const = 0;
+  // Whether a ranker of bfloat16 weights rounds what its products take to bfloat16 too.
+  virtual bool rounds() const { return false; }
   // Attempts 0, 1, .. must give the same bits, though an engine may go about them differently.
   virtual void pool(const PoolParams& params, int attempt) = 0;
   virtual void pool_update(const PoolUpdateParams& params, int attempt) = 0;

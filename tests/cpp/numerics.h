@@ -11,8 +11,8 @@
 
 namespace srr::test {
 
-// An error is at most this many times that of the same maths done straightforwardly in fp32, plus a floor for where
-// that happens to be exact.
+// An error is at most this many times that of the same maths done straightforwardly in fp32 (where the engine rounds to
+// bfloat16, rounded likewise), plus a floor for where that happens to be exact.
 constexpr double kErrorBudget = 2.0;
 // In units of the largest state: a pooled state that rounds once more than the straightforward one.
 constexpr double kPoolFloor = 2.4e-7;

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -32,6 +33,7 @@ struct Weights {
   bool norm_first = false;
   std::vector<float> projection_weight, projection_bias;
   std::vector<Layer> layers;
+  bool rounds = false;  // the encoder keeps bfloat16 between its steps
 };
 
 template <typename Real>
@@ -39,6 +41,22 @@ struct Answer {
   std::vector<Real> scores, probs;
   std::vector<int64_t> best;
 };
+
+// ---- bfloat16 ---------------------------------------------------------------------------------------------------
+
+inline float from_bf16(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+inline uint16_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (std::isnan(value)) return 0x7fc0;
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 
 // ---- pool -----------------------------------------------------------------------------------------------------
 
@@ -76,6 +94,14 @@ std::vector<Real> pool(const Matrix& states, int64_t start, int64_t stop, Poolin
 
 // ---- score ----------------------------------------------------------------------------------------------------
 
+// `x` as a step leaves it to the next.
+template <typename Real>
+std::vector<Real> kept(std::vector<Real> x, bool rounds) {
+  if (rounds)
+    for (Real& v : x) v = from_bf16(to_bf16(static_cast<float>(v)));
+  return x;
+}
+
 // x W^T + b; W is [n, k].
 template <typename Real>
 std::vector<Real> linear(const std::vector<Real>& x, const std::vector<float>& W, const std::vector<float>& b) {
@@ -111,10 +137,10 @@ template <typename Real>
 using Sequence = std::vector<std::vector<Real>>;
 
 template <typename Real>
-Sequence<Real> attention(const Sequence<Real>& x, const Layer& w, int64_t heads) {
+Sequence<Real> attention(const Sequence<Real>& x, const Layer& w, int64_t heads, bool rounds) {
   const int64_t p = static_cast<int64_t>(x[0].size()), e = p / heads;
   Sequence<Real> qkv, y;
-  for (const auto& v : x) qkv.push_back(linear(v, w.in_proj_weight, w.in_proj_bias));
+  for (const auto& v : x) qkv.push_back(kept(linear(kept(v, rounds), w.in_proj_weight, w.in_proj_bias), rounds));
   for (const auto& own : qkv) {
     std::vector<Real> mixed(p, 0);
     for (int64_t h = 0; h < heads; ++h) {
@@ -127,37 +153,43 @@ Sequence<Real> attention(const Sequence<Real>& x, const Layer& w, int64_t heads)
         highest = std::max(highest, a.back());
       }
       for (Real& v : a) total += v = std::exp(v - highest);
+      a = kept(a, rounds);
       for (size_t j = 0; j < qkv.size(); ++j)
         for (int64_t i = h * e; i < (h + 1) * e; ++i) mixed[i] += a[j] / total * qkv[j][2 * p + i];
     }
-    y.push_back(linear(mixed, w.out_proj_weight, w.out_proj_bias));
+    y.push_back(linear(kept(mixed, rounds), w.out_proj_weight, w.out_proj_bias));
   }
   return y;
 }
 
 template <typename Real>
-std::vector<Real> feed(const std::vector<Real>& x, const Layer& w) {
-  std::vector<Real> hidden = linear(x, w.linear1_weight, w.linear1_bias);
+std::vector<Real> feed(const std::vector<Real>& x, const Layer& w, bool rounds) {
+  std::vector<Real> hidden = linear(kept(x, rounds), w.linear1_weight, w.linear1_bias);
   for (Real& v : hidden) v = v / 2 * (1 + std::erf(v * Real(0.70710678118654752440)));
-  return linear(hidden, w.linear2_weight, w.linear2_bias);
+  return linear(kept(hidden, rounds), w.linear2_weight, w.linear2_bias);
 }
 
 template <typename Real>
 void encode(Sequence<Real>& x, const Weights& weights) {
+  const auto keep = [&](std::vector<Real>& v) { v = kept(v, weights.rounds); };
   for (const Layer& w : weights.layers) {
+    for (auto& v : x) keep(v);
     Sequence<Real> y = x;
     if (weights.norm_first)
       for (auto& v : y) v = layer_norm(v, w.norm1_weight, w.norm1_bias);
-    y = attention(y, w, weights.heads);
+    y = attention(y, w, weights.heads, weights.rounds);
     for (size_t i = 0; i < x.size(); ++i) {
       add(x[i], y[i]);
+      keep(x[i]);
       if (weights.norm_first) {
-        add(x[i], feed(layer_norm(x[i], w.norm2_weight, w.norm2_bias), w));
+        add(x[i], feed(layer_norm(x[i], w.norm2_weight, w.norm2_bias), w, weights.rounds));
       } else {
         x[i] = layer_norm(x[i], w.norm1_weight, w.norm1_bias);
-        add(x[i], feed(x[i], w));
+        add(x[i], feed(x[i], w, weights.rounds));
+        keep(x[i]);
         x[i] = layer_norm(x[i], w.norm2_weight, w.norm2_bias);
       }
+      keep(x[i]);
     }
   }
 }

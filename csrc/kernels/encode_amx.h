@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+// The encoder over the sequences of a chunk, for bfloat16 weights, on AMX. What a product reads is rounded to bfloat16;
+// sums, norms, softmax and the rows between the steps stay fp32. A row depends on its own sequence alone: tiles hold
+// rows of several sequences where rows are all that is multiplied, and of one where keys and values are.
+
+// ---- element by element -----------------------------------------------------------------------------------------
+
+// Rounds to nearest even.
+SRR_INLINE void store_bf16(uint16_t* to, F16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
+}
+
+// The same for a whole step of columns.
+SRR_INLINE void store_bf16(uint16_t* to, F16 a, F16 b) {
+  _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v)));
+}
+
+// 2^x within 2.6e-6 of itself, for x <= 0; at least 2^-125.
+SRR_INLINE F16 exp2_amx(F16 x) {
+  const F16 clamped = max(set1(-125.0f), x);  // in this order NaN stays NaN
+  const F16 n = round(clamped), r = clamped - n;
+  F16 y = set1(9.567738440e-3f);
+  y = fma(y, r, set1(5.591749824e-2f));
+  y = fma(y, r, set1(2.402481071e-1f));
+  y = fma(y, r, set1(6.931219384e-1f));
+  y = fma(y, r, set1(9.999992500e-1f));
+  return scale_pow2(y, n);
+}
+
+// x Phi(x) within 3.4e-5, Phi the normal distribution: 1/2 + an odd minimax polynomial up to 4.5, where it passes 1.
+SRR_INLINE F16 gelu_amx(F16 x) {
+  const F16 a = min(set1(4.5f), max(set1(-4.5f), x)), s = a * a;
+  F16 q = set1(-1.674580830e-12f);
+  q = fma(q, s, set1(1.997834259e-10f));
+  q = fma(q, s, set1(-1.059145127e-8f));
+  q = fma(q, s, set1(3.318828021e-7f));
+  q = fma(q, s, set1(-6.925733032e-6f));
+  q = fma(q, s, set1(1.032786531e-4f));
+  q = fma(q, s, set1(-1.154464902e-3f));
+  q = fma(q, s, set1(9.940360673e-3f));
+  q = fma(q, s, set1(-6.651828438e-2f));
+  q = fma(q, s, set1(3.989937007e-1f));
+  return x * min(set1(1.0f), max(zero(), fma(q, a, set1(0.5f))));
+}
+
+// ---- products ---------------------------------------------------------------------------------------------------
+
+// X W^T, whose sums meet nothing but the first-level cache: calls done(row, rows, column, panels, sums), a row of sums
+// being 16 * panels floats, while the next tiles are being multiplied. X has whole steps of columns. `sums`: for twice
+// four tiles.
+template <class Done>
+inline void product_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64_t rows, const PackedMatrix& m,
+                        const void* packed, float* sums, Done&& done) {
+  alignas(64) uint16_t padded[2 * kTilePanels * kBlockK * kPanel];  // the last rows of W, zeros behind them
+  const int64_t panels = m.N_padded() / kPanel, whole = m.K / kBlockK, K = m.K % kBlockK;
+  const int64_t most = rows > kTileHeight ? kTilePanels : 2 * kTilePanels;
+  struct {
+    int64_t row, rows, column, panels;
+    const float* sums;
+  } last{};
+  int64_t turn = 0;
+  for (int64_t panel = 0; panel < panels; panel += most) {
+    const int64_t width = at_most(panels - panel, most), stride = width * kPanel;
+    const TileWeights blocks{bf16_block(m, packed, 0) + panel * kBlockK * kPanel, kBlockK * kPanel,
+                             kBlockK * m.N_padded(), whole, kBlockK / kStep};
+    const int64_t distance = round_up(K, 2) * kPanel;
+    TileWeights rest{bf16_block(m, packed, whole) + panel * distance, distance, 0, 1, (K + kStep - 1) / kStep};
+    if (K % kStep != 0) {
+      for (int64_t c = 0; c < width; ++c) copy_w(rest.w + c * distance, round_up(K, 2), padded + c * kBlockK * kPanel);
+      rest.w = padded;
+      rest.panel = kBlockK * kPanel;
+    }
+    for (int64_t row = 0; row < rows; row += 2 * kTileHeight, turn ^= 1) {
+      const int64_t here = at_most(rows - row, 2 * kTileHeight), upper = at_most(here, kTileHeight);
+      float* to = sums + turn * 4 * kTileFloats;
+      TileRows pair[2] = {{x + row * x_stride, x_stride, upper, to},
+                          {x + (row + upper) * x_stride, x_stride, here - upper, to + upper * stride}};
+      const auto run = [&](auto R, auto P) {
+        tiles.shape(pair[0].rows, pair[R.value - 1].rows);
+        if (whole > 0) tile_amx<1, R.value, P.value>(pair, blocks, stride, false);
+        if (K == 0) return;
+        for (TileRows& tile : pair) tile.x += whole * kBlockK;
+        tile_amx<1, R.value, P.value>(pair, rest, stride, whole > 0);
+      };
+      if (here > kTileHeight)
+        with_int<kTilePanels>(width, [&](auto P) { run(Int<2>{}, P); });
+      else
+        with_int<2 * kTilePanels>(width, [&](auto P) { run(Int<1>{}, P); });
+      if (last.rows > 0) done(last.row, last.rows, last.column, last.panels, last.sums);
+      last = {row, here, panel * kPanel, width, to};
+    }
+  }
+  if (last.rows > 0) done(last.row, last.rows, last.column, last.panels, last.sums);
+}
+
+// ---- the layer --------------------------------------------------------------------------------------------------
+
+// A row as the tiles read it, zeros behind its p columns.
+SRR_INLINE void round_row(const float* x, int64_t p, int64_t columns, uint16_t* to) {
+  int64_t c = 0;
+  for (; c + kStep <= p; c += kStep) store_bf16(to + c, load(x + c), load(x + c + kPanel));
+  if (c < columns) store_bf16(to + c, load(x + c), zero());
+}
+
+// Rows [row0, row1): q, k and v of (pre-LN: norm1 of) x, q scaled so that 2^(q k) is what softmax wants.
+inline void encode_qkv_amx(const ScoreParams& a, const ScorePlan& plan, const AmxSizes& n, const PackedLayer& layer,
+                           Tiles& tiles, const float* x, const AmxChunk& c, int64_t row0, int64_t row1,
+                           const AmxTile& t) {
+  const RankerLayout& l = a.layout;
+  const int64_t E = l.head_padded();
+  for (int64_t r = row0; r < row1; ++r) {
+    const float* row = x + r * plan.p;
+    float normed[kMaxProjDim];
+    if (l.norm_first) {
+      layer_norm(row, at_bytes(a.packed, layer.norm1_weight_bytes), at_bytes(a.packed, layer.norm1_bias_bytes), l.p,
+                 normed);
+      row = normed;
+    }
+    round_row(row, plan.p, n.x, t.x + (r - row0) * n.x);
+  }
+  const float* bias = at_bytes(a.packed, layer.qkv_bias_bytes);
+  const F16 scale = set1(1.44269504f / __builtin_sqrtf(static_cast<float>(l.head_dim())));
+  product_amx(tiles, t.x, n.x, row1 - row0, layer.qkv, a.packed, t.sums,
+              [&](int64_t row, int64_t rows, int64_t column, int64_t panels, const float* sums) {
+                for (int64_t i = 0; i < panels; ++i, column += kPanel) {
+                  const int64_t head = column / E, e = column % E;  // of all heads of q, then k, then v
+                  const F16 b = load(bias + column), factor = head < l.heads ? scale : set1(1.0f);
+                  uint16_t* to = c.qkv + (row0 + row) * 3 * n.heads + head * n.head + e;
+                  const bool pad = e + kPanel == E && E < n.head;
+                  for (int64_t r = 0; r < rows; ++r, to += 3 * n.heads) {
+                    store_bf16(to, (load(sums + (r * panels + i) * kPanel) + b) * factor);
+                    if (pad) store_bf16(to + kPanel, zero());
+                  }
+                }
+              });
+}
+
+// Transposes sixteen rows of sixteen pairs.
+SRR_INLINE void transpose_pairs(__m512i (&v)[16]) {
+  __m512i u[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    u[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+    u[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    v[4 * i] = _mm512_unpacklo_epi64(u[4 * i], u[4 * i + 2]);
+    v[4 * i + 1] = _mm512_unpackhi_epi64(u[4 * i], u[4 * i + 2]);
+    v[4 * i + 2] = _mm512_unpacklo_epi64(u[4 * i + 1], u[4 * i + 3]);
+    v[4 * i + 3] = _mm512_unpackhi_epi64(u[4 * i + 1], u[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    u[i] = _mm512_shuffle_i32x4(v[i], v[4 + i], 0x88);
+    u[4 + i] = _mm512_shuffle_i32x4(v[i], v[4 + i], 0xdd);
+    u[8 + i] = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], 0x88);
+    u[12 + i] = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm512_shuffle_i32x4(u[i], u[8 + i], 0x88);
+    v[8 + i] = _mm512_shuffle_i32x4(u[i], u[8 + i], 0xdd);
+    v[4 + i] = _mm512_shuffle_i32x4(u[4 + i], u[12 + i], 0x88);
+    v[12 + i] = _mm512_shuffle_i32x4(u[4 + i], u[12 + i], 0xdd);
+  }
+}
+
+// The keys and values of the sequence of rows [begin, end) as the tiles of W want them: zeros where there is none.
+inline void pack_sequence(const ScoreParams& a, const AmxSizes& n, const AmxChunk& c, int64_t begin, int64_t end) {
+  const int64_t S = end - begin, stride = 3 * n.heads, E = a.layout.head_padded(), keys = round_up(S, kStep);
+  const __m512i none = _mm512_setzero_si512();
+  for (int64_t head = 0; head < a.layout.heads; ++head) {
+    const uint16_t* k = c.qkv + begin * stride + n.heads + head * n.head;
+    uint16_t* to = c.keys + head * n.head * n.keys;
+    for (int64_t k0 = 0; k0 < S; k0 += kPanel)
+      for (int64_t e = 0; e < n.head; e += kStep, to += kStep * kPanel) {
+        __m512i rows[16];
+        const int64_t valid = S - k0;
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) rows[i] = i < valid ? _mm512_loadu_si512(k + (k0 + i) * stride + e) : none;
+        transpose_pairs(rows);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * kStep, rows[i]);
+      }
+    const uint16_t* v = c.qkv + begin * stride + 2 * n.heads + head * n.head;
+    to = c.values + head * E * n.keys;
+    const auto row = [&](int64_t i, int64_t e) {
+      return i < S ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + i * stride + e)))
+                   : none;
+    };
+    for (int64_t e = 0; e < E; e += kPanel)
+      for (int64_t i = 0; i < keys; i += 2, to += 2 * kPanel)
+        _mm512_storeu_si512(to, _mm512_or_si512(row(i, e), _mm512_slli_epi32(row(i + 1, e), 16)));
+  }
+}
+
+// Tiles [steps][panels at `panel` elements] of the columns of one operand of attention.
+SRR_INLINE TileWeights own_weights(const uint16_t* w, int64_t panel, int64_t steps) {
+  constexpr int64_t most = kBlockK / kStep;
+  const int64_t blocks = (steps + most - 1) / most;
+  return {w, panel, kBlockK * kPanel, blocks, steps - (blocks - 1) * most};
+}
+
+// Y = X W for at most two tiles of rows, n panels and whatever own_weights() says.
+SRR_INLINE void own_product(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64_t rows, const uint16_t* w,
+                            int64_t steps, int64_t panel, int64_t panels, float* y, int64_t y_stride, bool add) {
+  tiles.shape(at_most(rows, kTileHeight), rows > kTileHeight ? rows - kTileHeight : rows);
+  const int64_t upper = at_most(rows, kTileHeight), most = rows > kTileHeight ? kTilePanels : 2 * kTilePanels;
+  for (int64_t at = 0; at < panels; at += most) {
+    TileRows pair[2] = {{x, x_stride, upper, y + at * kPanel},
+                        {x + upper * x_stride, x_stride, rows - upper, y + upper * y_stride + at * kPanel}};
+    const TileWeights weights = own_weights(w + at * panel, panel, steps);
+    if (rows > kTileHeight)
+      with_int<kTilePanels>(at_most(panels - at, most),
+                            [&](auto P) { tile_amx<1, 2, P.value>(pair, weights, y_stride, add); });
+    else
+      with_int<2 * kTilePanels>(at_most(panels - at, most),
+                                [&](auto P) { tile_amx<1, 1, P.value>(pair, weights, y_stride, add); });
+  }
+}
+
+// Queries [row0, row1) of the sequence of S rows that pack_sequence() saw: mixed = softmax(q k^T) v for one head. Keys
+// are taken block by block; what was summed before a larger logit came up is scaled down to it.
+inline void attend_amx(const ScoreParams& a, const AmxSizes& n, int64_t head, Tiles& tiles, const AmxChunk& c,
+                       int64_t S, int64_t row0, int64_t row1, const AmxTile& t) {
+  const int64_t E = a.layout.head_padded(), rows = row1 - row0, stride = 3 * n.heads, all_keys = round_up(S, kStep);
+  const uint16_t* q = c.qkv + row0 * stride + head * n.head;
+  const uint16_t *k = c.keys + head * n.head * n.keys, *v = c.values + head * E * n.keys;
+  float most[kAmxQueryRows], total[kAmxQueryRows];
+  for (int64_t k0 = 0; k0 < S; k0 += kAmxKeyBlock) {
+    const int64_t here = at_most(S - k0, kAmxKeyBlock), panels = (here + kPanel - 1) / kPanel;
+    const int64_t keys = round_up(here, kStep), width = panels * kPanel;
+    own_product(tiles, q, stride, rows, k + k0 * n.head, n.head / kStep, n.head * kPanel, panels, t.logits, width,
+                false);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* row = t.logits + r * width;
+      uint16_t* to = t.shares + r * keys;
+      const F16 lowest = set1(-3.4028235e38f);
+      const int64_t last = width - kPanel, left = here - last;
+      const F16 mask = first_lanes(left);
+      F16 top = where_positive(mask - set1(0.5f), load(row + last), lowest);
+      for (int64_t i = 0; i < last; i += kPanel) top = max(top, load(row + i));
+      float peak = max_lane(top), sum_before = 0;
+      if (k0 > 0) {
+        peak = most[r] > peak ? most[r] : peak;
+        const F16 factor = exp2_amx(set1(most[r] - peak));
+        float lanes[16];
+        store(lanes, factor);
+        sum_before = total[r] * lanes[0];
+        for (int64_t e = 0; e < E; e += kPanel) store(t.out + r * E + e, load(t.out + r * E + e) * factor);
+      }
+      most[r] = peak;
+      const F16 shift = set1(peak);
+      F16 sums = zero();
+      for (int64_t i = 0; i < last; i += kPanel) {
+        const F16 share = exp2_amx(load(row + i) - shift);
+        store_bf16(to + i, share);
+        sums = sums + share;
+      }
+      const F16 share = where_positive(mask - set1(0.5f), exp2_amx(load(row + last) - shift), zero());
+      store_bf16(to + last, share);
+      if (width < keys) store_bf16(to + width, zero());
+      total[r] = sum_before + sum(sums + share);
+    }
+    own_product(tiles, t.shares, keys, rows, v + k0 * kPanel, keys / kStep, all_keys * kPanel, E / kPanel, t.out, E,
+                k0 > 0);
+  }
+  uint16_t* to = c.mixed + row0 * n.mixed + head * E;
+  for (int64_t r = 0; r < rows; ++r, to += n.mixed) {
+    const F16 inverse = set1(1.0f / total[r]);
+    for (int64_t e = 0; e < E; e += kPanel) store_bf16(to + e, load(t.out + r * E + e) * inverse);
+    if (head + 1 == a.layout.heads && (head + 1) * E < n.mixed) store_bf16(to + E, zero());
+  }
+}
+
+// Rows [row0, row1), after attention: output projection, residuals, norms and the feed-forward block, in place on x.
+inline void encode_rest_amx(const ScoreParams& a, const ScorePlan& plan, const AmxSizes& n, const PackedLayer& layer,
+                            Tiles& tiles, float* all_x, const AmxChunk& c, int64_t row0, int64_t row1,
+                            const AmxTile& t) {
+  const RankerLayout& l = a.layout;
+  const int64_t rows = row1 - row0;
+  float* x = all_x + row0 * plan.p;
+  const auto norm = [&](const float* from, int64_t weight, int64_t bias, float* to) {
+    layer_norm(from, at_bytes(a.packed, weight), at_bytes(a.packed, bias), l.p, to);
+  };
+  const auto add_to_x = [&](const float* bias) {
+    return [x, bias, &plan](int64_t row, int64_t count, int64_t column, int64_t panels, const float* sums) {
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t i = 0; i < panels; ++i) {
+          float* at = x + (row + r) * plan.p + column + i * kPanel;
+          store(at, load(at) + (load(sums + (r * panels + i) * kPanel) + load(bias + column + i * kPanel)));
+        }
+    };
+  };
+  product_amx(tiles, c.mixed + row0 * n.mixed, n.mixed, rows, layer.out, a.packed, t.sums,
+              add_to_x(at_bytes(a.packed, layer.out_bias_bytes)));
+  for (int64_t r = 0; r < rows; ++r) {
+    float* row = x + r * plan.p;
+    float normed[kMaxProjDim];
+    if (l.norm_first)
+      norm(row, layer.norm2_weight_bytes, layer.norm2_bias_bytes, normed);
+    else
+      norm(row, layer.norm1_weight_bytes, layer.norm1_bias_bytes, row);
+    round_row(l.norm_first ? normed : row, plan.p, n.x, t.x + r * n.x);
+  }
+  const float* bias1 = at_bytes(a.packed, layer.ffn1_bias_bytes);
+  product_amx(tiles, t.x, n.x, rows, layer.ffn1, a.packed, t.sums,
+              [&](int64_t row, int64_t count, int64_t column, int64_t panels, const float* sums) {
+                for (int64_t i = 0; i < panels; i += 2, column += kStep) {
+                  const bool both = i + 1 < panels;
+                  const F16 b0 = load(bias1 + column), b1 = both ? load(bias1 + column + kPanel) : zero();
+                  const float* from = sums + i * kPanel;
+                  uint16_t* to = t.hidden + row * n.ffn + column;
+                  for (int64_t r = 0; r < count; ++r, from += panels * kPanel, to += n.ffn) {
+                    const F16 first = gelu_amx(load(from) + b0);
+                    store_bf16(to, first, both ? gelu_amx(load(from + kPanel) + b1) : zero());
+                  }
+                }
+              });
+  product_amx(tiles, t.hidden, n.ffn, rows, layer.ffn2, a.packed, t.sums,
+              add_to_x(at_bytes(a.packed, layer.ffn2_bias_bytes)));
+  if (!l.norm_first)
+    for (int64_t r = 0; r < rows; ++r)
+      norm(x + r * plan.p, layer.norm2_weight_bytes, layer.norm2_bias_bytes, x + r * plan.p);
+}
+
+// All layers over the sequences of a chunk, x in place. `tile`: plan.tile_floats for each worker.
+inline void encode_layers_amx(const ScoreParams& a, const ScorePlan& plan, const Chunk& chunk, int64_t sequences,
+                              float* tile, const Threads& threads) {
+  const AmxSizes n = amx_sizes(a.layout, plan.keys);
+  Pieces pieces{reinterpret_cast<unsigned char*>(chunk.behind)};
+  const AmxChunk c = amx_chunk(pieces, a.layout, n, plan.chunk_rows);
+  const int64_t rows = chunk.begin[sequences];
+  Tiles own;
+  // Where workers are called, they set up their own tiles, perhaps this thread's.
+  const auto for_tiles = [&](int64_t count, int64_t height, int64_t few, auto&& body) {
+    const int64_t all = count <= height ? 1 : (count + height - 1 - few) / height;
+    const int64_t workers = at_most(plan.tile_workers, all);
+    parallel(threads, workers, [&](int64_t worker) {
+      Tiles others;
+      Pieces scratch{reinterpret_cast<unsigned char*>(tile + worker * plan.tile_floats)};
+      const AmxTile t = amx_tile(scratch, a.layout, n);
+      for (int64_t i = all * worker / workers; i < all * (worker + 1) / workers; ++i)
+        body(plan.tile_workers > 1 ? others : own, t, i * height, i + 1 == all ? count : (i + 1) * height);
+    });
+  };
+  for (int64_t i = 0; i < a.layout.layers; ++i) {
+    const PackedLayer layer = a.layout.layer(i);
+    for_tiles(rows, n.tile_rows, kAmxFewRows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
+      encode_qkv_amx(a, plan, n, layer, tiles, chunk.x, c, r0, r1, t);
+    });
+    for (int64_t s = 0; s < sequences; ++s) {
+      const int64_t begin = chunk.begin[s], S = chunk.begin[s + 1] - begin;
+      pack_sequence(a, n, c, begin, begin + S);
+      for_tiles(S, kAmxQueryRows, 0, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
+        for (int64_t head = 0; head < a.layout.heads; ++head)
+          attend_amx(a, n, head, tiles, c, S, begin + r0, begin + r1, t);
+      });
+    }
+    for_tiles(rows, n.tile_rows, kAmxFewRows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
+      encode_rest_amx(a, plan, n, layer, tiles, chunk.x, c, r0, r1, t);
+    });
+  }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// The projection of all rows, K-slice by K-slice, and its sum when a row is first read.
+
+// The elements of columns [column, column + n) of a row of states, as fp32 at `to`.
+template <class State>
+SRR_INLINE void widen(const typename State::Bits* row, int64_t n, float* to) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store(to + i, State::load16(row + i));
+  for (; i < n; ++i) {
+    float v[16];
+    store(v, load_first<State>(row + i, 1));
+    to[i] = v[0];
+  }
+}
+
+SRR_INLINE const StateRows& rows_of(const ScoreParams& a, int64_t row, int64_t& index) {
+  index = row < a.B ? row : row - a.B;
+  return row < a.B ? a.inst : a.resp;
+}
+
+#if defined(SRR_BF16_DOT)
+// Where states and weights are bfloat16 the products are taken as they are; only an odd last column is copied, to
+// stand beside a zero.
+SRR_INLINE void project_block_dot(const ScoreParams& a, const ScorePlan& plan, int64_t block, int64_t row0,
+                                  int64_t row1, unsigned char* scratch, float* partial, bool add) {
+  const PackedMatrix m = a.layout.projection();
+  const int64_t column = block * kBlockK, valid = at_most(a.layout.d - column, kBlockK);
+  const uint16_t** pointers = reinterpret_cast<const uint16_t**>(scratch);
+  uint16_t* copies = reinterpret_cast<uint16_t*>(scratch + 8 * plan.row_group);
+  for (int64_t r = row0; r < row1; ++r) {
+    int64_t index;
+    const StateRows& from = rows_of(a, r, index);
+    const uint16_t* row = static_cast<const uint16_t*>(from.data) + index * from.stride + column;
+    if (valid % 2) {
+      uint16_t* copy = copies + (r - row0) * kBlockK;
+      for (int64_t i = 0; i < valid; ++i) copy[i] = row[i];
+      copy[valid] = 0;
+      row = copy;
+    }
+    pointers[r - row0] = row;
+  }
+  gemm_block_dot(pointers, row1 - row0, m, a.packed, block, partial, plan.p, add);
+}
+#endif
+
+// partial[row - row0] = K-slice `slice` of the projection of rows [row0, row1); no bias yet.
+inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, int64_t row0, int64_t row1,
+                    unsigned char* scratch, float* partial) {
+  const PackedMatrix m = a.layout.projection();
+  const int64_t block0 = m.blocks() * slice / plan.slices, block1 = m.blocks() * (slice + 1) / plan.slices;
+  const float** pointers = reinterpret_cast<const float**>(scratch);
+  float* widened = reinterpret_cast<float*>(scratch + 8 * plan.row_group);
+  Tiles tiles;
+#if defined(SRR_AMX)
+  if (in_tiles(a)) {
+    TileRows parts[2];
+    int64_t count = 0;
+    for (int64_t r = row0, index; r < row1; r += parts[count++].rows) {
+      const StateRows& from = rows_of(a, r, index);
+      const int64_t end = r < a.B ? at_most(a.B, row1) : row1;
+      parts[count] = {static_cast<const uint16_t*>(from.data) + index * from.stride, from.stride, end - r,
+                      partial + (r - row0) * plan.p};
+    }
+    gemm_blocks_dot(tiles, parts, count, m, a.packed, block0, block1, plan.p);
+    return;
+  }
+#endif
+  for (int64_t block = block0; block < block1; ++block) {
+#if defined(SRR_BF16_DOT)
+    if (m.bf16 && a.inst.dtype == DType::kBFloat16 && a.resp.dtype == DType::kBFloat16) {
+      project_block_dot(a, plan, block, row0, row1, scratch, partial, block > block0);
+      continue;
+    }
+#endif
+    const int64_t column = block * kBlockK, valid = at_most(a.layout.d - column, kBlockK);
+    for (int64_t r = row0; r < row1; ++r) {
+      int64_t index;
+      const StateRows& from = rows_of(a, r, index);
+      const int64_t first = index * from.stride + column;
+      float* to = widened + (r - row0) * kBlockK;
+      if (from.dtype == DType::kFloat32) {
+        pointers[r - row0] = static_cast<const float*>(from.data) + first;
+        continue;
+      }
+      pointers[r - row0] = to;
+      if (from.dtype == DType::kFloat16)
+        widen<StateF16>(static_cast<const uint16_t*>(from.data) + first, valid, to);
+      else
+        widen<StateBF16>(static_cast<const uint16_t*>(from.data) + first, valid, to);
+    }
+    gemm_block(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, block, partial, plan.p, block > block0);
+  }
+}
+
+// x = the projected state of `row`: its slices in order, plus the bias. Returns whether all of it is finite and at most
+// kLargestProjected.
+SRR_INLINE bool projected(const ScoreParams& a, const ScorePlan& plan, const float* partial, int64_t row, float* x) {
+  const float* bias = at_bytes(a.packed, a.layout.projection_bias_bytes());
+  F16 room = set1(0.0f);  // the least distance to the limit
+  for (int64_t c = 0; c < plan.p; c += kPanel) {
+    F16 v = load(partial + row * plan.p + c);
+    for (int64_t s = 1; s < plan.slices; ++s) v = v + load(partial + (s * plan.rows + row) * plan.p + c);
+    v = v + load(bias + c);
+    store(x + c, v);
+    room = min(room, set1(kLargestProjected) - abs(v));  // min(., NaN) is NaN
+    room = where_positive(room, room, set1(-1.0f));
+  }
+  return not_negative(room);
+}
