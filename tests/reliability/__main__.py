@@ -75,29 +75,38 @@ def main(argv: list[str] | None = None) -> int:
     unknown = set(only) - {topic for topic, _ in every} - {".".join(key) for key in every}
     if unknown:
         parser.error(f"--only: no check {', '.join(sorted(unknown))}; there are {', '.join(map('.'.join, every))}")
-    store = json.loads(STORE.read_text()) if arguments.only and STORE.exists() else {}
+    if not arguments.only:
+        STORE.unlink(missing_ok=True)
     for topic, name in chosen:
         key, begin = f"{topic}.{name}", time.monotonic()
         print(f"{key} ...", file=sys.stderr, flush=True)
-        store[key] = {"seconds": None, "rows": []}
+        found: list[dict] = []
+        keep(key, found, None)
         command = [sys.executable, "-m", f"{__package__}.child", topic, name]
         for row in rows(key, command, every[topic, name]):
-            store[key]["rows"].append(asdict(row))
-            keep(store)
+            found.append(asdict(row))
+            keep(key, found, None)
             print(f"  {'ok  ' if row.ok else 'MISS'} {row.check}: {row.figure}", file=sys.stderr, flush=True)
-        store[key]["seconds"] = round(time.monotonic() - begin, 1)
-        keep(store)
-    kept = {".".join(key): store[".".join(key)] for key in every if ".".join(key) in store}  # in order, of today
-    print(table([row for key in chosen for row in kept[".".join(key)]["rows"]]))
+        keep(key, found, round(time.monotonic() - begin, 1))
+    store = kept()
+    in_order = {".".join(key): store[".".join(key)] for key in every if ".".join(key) in store}
+    mine = [row for key in chosen for row in in_order[".".join(key)]["rows"]]
+    print(table(mine))
     if arguments.report:
-        arguments.report.write_text(page(kept))
-    return int(not all(row["ok"] for key in chosen for row in kept[".".join(key)]["rows"]))
+        arguments.report.write_text(page(in_order))
+    return int(not all(row["ok"] for row in mine))
 
 
-def keep(store: dict) -> None:
+def kept() -> dict:
+    """Rows and seconds by check, of this run and, with --only, of earlier ones."""
+    return json.loads(STORE.read_text()) if STORE.exists() else {}
+
+
+def keep(key: str, found: list[dict], seconds: float | None) -> None:
+    """seconds: None while the check runs."""
     STORE.parent.mkdir(exist_ok=True)
     part = STORE.with_suffix(".part")
-    part.write_text(json.dumps(store, indent=1))
+    part.write_text(json.dumps(kept() | {key: {"seconds": seconds, "rows": found}}, indent=1))
     part.replace(STORE)
 
 
