@@ -67,6 +67,8 @@ def pool_update_(
     in :func:`pool`. A candidate whose span is empty is left alone.
     """
     if isinstance(pooling, str) and _native.serves(acc, weight, states, spans, optional=gate):
+        if acc.is_neg() or weight.is_neg():  # PyTorch cannot hand these to an op that writes to them
+            _check_update(acc, weight, states, spans, pooling, gate)
         try:
             torch.ops.srr_fast.pool_update_(acc, weight, states, spans, pooling, gate)
         except (TypeError, ValueError):
@@ -98,6 +100,12 @@ def _check_update(
     check_device("pool_update_", "acc", acc, states.device)
     check_device("pool_update_", "weight", weight, states.device)
     for name, written in (("acc", acc), ("weight", weight)):
+        if written.is_neg():
+            raise ValueError(f"pool_update_: {name} must be written to as it is, got a negated view")
+        if written.requires_grad and written.is_leaf and torch.is_grad_enabled():
+            raise ValueError(f"pool_update_: {name} must be no leaf that requires a gradient, for it is written to")
+        if written.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(f"pool_update_: {name} must be no inference tensor outside torch.inference_mode()")
         rows_overlap = written.dim() == 2 and len(written) > 1 and written.stride(0) < written.shape[1]
         if (written.stride(-1) != 1 and written.shape[-1] > 1) or rows_overlap:
             raise ValueError(
