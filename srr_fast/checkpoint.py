@@ -137,6 +137,8 @@ def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
     """A local folder as it is; anything else is a repository to download."""
     if not isinstance(path_or_hub_id, str | Path):
         raise TypeError(f"from_pretrained: wants a folder or a hub id, got {type(path_or_hub_id).__name__}")
+    if revision is not None and not isinstance(revision, str):
+        raise TypeError(f"from_pretrained: revision must be a str or None, got {type(revision).__name__}")
     folder = Path(path_or_hub_id)
     if os.path.isdir(folder):
         return folder

@@ -40,7 +40,7 @@ def pool(
         check_device("pool", "offsets", offsets, states.device)
         if len(offsets) == 0:
             raise ValueError("pool: offsets must be int64 [M + 1], got int64 [0]")
-        spans = offsets.unfold(0, 2, 1)
+        spans = torch.stack([offsets[:-1], offsets[1:]], 1)
     assert spans is not None
     if isinstance(pooling, str) and _native.serves(states, spans, optional=gate):
         try:

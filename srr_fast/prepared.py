@@ -218,5 +218,6 @@ def _write_out(result: ScoreOutput, out: ScoreOutput | None) -> ScoreOutput:
         raise TypeError(f"score: out must be a ScoreOutput, got {type(out).__name__}")
     for name, given, value in zip(ScoreOutput._fields, out, result, strict=True):
         check_tensor("score", f"out.{name}", given, tuple(value.shape), (value.dtype,))
+        check_device("score", f"out.{name}", given, value.device)
         given.copy_(value)
     return ScoreOutput(*out)

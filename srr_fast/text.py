@@ -82,8 +82,8 @@ class TextRanker:
         batch_tokens: int = BATCH_TOKENS,
     ) -> list[RankedResponse]:
         """The responses to one instruction, best first; see :meth:`rank_many`."""
-        if isinstance(responses, str):
-            raise TypeError("rank: responses must be a list of responses, got one str")
+        if isinstance(responses, str | bytes) or not isinstance(responses, Sequence):
+            raise TypeError(f"rank: responses must be a list of responses, got one {type(responses).__name__}")
         return self.rank_many([instruction], [responses], top_k=top_k, batch_tokens=batch_tokens)[0]
 
     def rank_many(
@@ -211,7 +211,11 @@ class TextRanker:
 
     def _ids(self, what: str, value: Any, wanted: str) -> list[int]:
         """A copy of token ids; strings and conversations were dealt with before."""
-        if not isinstance(value, Sequence) or not all(isinstance(x, int) and not isinstance(x, bool) for x in value):
+        if (
+            isinstance(value, bytes)
+            or not isinstance(value, Sequence)
+            or not all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+        ):
             inside = {type(x).__name__ for x in value} if isinstance(value, Sequence) else ()
             got = type(value).__name__ + (f" of {'/'.join(sorted(inside))}" if inside else "")
             raise TypeError(f"rank: {what} must be {wanted}, got {got}")
