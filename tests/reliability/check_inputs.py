@@ -627,6 +627,61 @@ def text_trial(draw: Any, with_tokenizer: bool) -> Trial:
 
 
 @st.composite
+def method_trial(draw: Any, folder: Path) -> Trial:
+    """The rest of SafetyRanker: rank_many, safety, save_pretrained."""
+    ranker = text_ranker()
+    words = st.lists(st.integers(5, VOCAB - 2), min_size=1, max_size=3)
+    way = draw(st.sampled_from(("rank_many", "safety", "save_pretrained")))
+    faulty = draw(st.booleans())
+    if way == "save_pretrained":
+        where = (
+            draw(st.sampled_from((None, 3, b"a", ["a"], object()))) if faulty else folder / draw(st.sampled_from("ab"))
+        )
+        wanted = None if faulty else lambda _: faithful_scores(SafetyRanker.from_pretrained(where), ranker)
+        return Trial(
+            lambda: ranker.save_pretrained(where), wanted, "save_pretrained: ", ("folder",), f"save to {where!r}"
+        )
+    if way == "safety":
+        scores = random_tensor(draw, draw(st.integers(0, 5)))
+        odd = draw(st.sampled_from((None, 0.5, [0.5], "x", scores.int(), scores.to(torch.complex64), np.zeros(2))))
+        right = lambda got: near(got, torch.sigmoid(2 * scores.double() + 0.5), 1e-5)  # noqa: E731
+        return Trial(
+            lambda: ranker.safety(odd if faulty else scores), None if faulty else right, "safety: ", ("scores",), way
+        )
+    prompts, answers = draw(st.lists(words, min_size=1, max_size=3)), draw(st.lists(words, max_size=2))
+    arguments: dict[str, Any] = {"instructions": prompts, "responses": [answers] * len(prompts)}
+    name = draw(st.sampled_from(sorted(arguments)))
+    if faulty:
+        odd = (
+            None,
+            3,
+            "text",
+            b"a",
+            {1: 2},
+            object(),
+            [*arguments[name], [5]],
+            arguments[name][1:],
+            [None] * len(prompts),
+        )
+        arguments[name] = draw(st.sampled_from(odd))
+
+    def same(got: list[list[Any]]) -> bool:
+        scores = [torch.tensor([r.score for r in sorted(ranked, key=lambda r: r.index)]) for ranked in got]
+        want = [plain_scores(ranker, prompt, answers) for prompt in prompts]
+        return all(near(a, b, 1e-4) for a, b in zip(scores, want, strict=True))
+
+    call = lambda: ranker.rank_many(tiny("llama"), None, **arguments)  # noqa: E731
+    return Trial(
+        call, None if faulty else same, "rank: ", ("instruction", "response"), f"rank_many {arguments[name]!r}"
+    )
+
+
+def faithful_scores(loaded: SafetyRanker, ranker: SafetyRanker) -> bool:
+    inst, resp = torch.ones(1, WIDTH), torch.arange(3 * WIDTH).view(3, WIDTH) / 9
+    return torch.equal(loaded.score(inst, resp).scores, ranker.score(inst, resp).scores)
+
+
+@st.composite
 def generate_trial(draw: Any) -> Trial:
     ranker = text_ranker()
     bon = BestOfN(tiny("llama"), tokenizer(CHAT_TEMPLATE), ranker)
@@ -696,6 +751,7 @@ def entries(folder: Path) -> dict[str, st.SearchStrategy[Trial]]:
         "SafetyRanker.score": score_trial("SafetyRanker.score"),
         "SafetyRanker(), prepare": ranker_trial(),
         "SafetyRanker.from_pretrained": load_trial(minichat.RANKER_FOLDER),
+        "SafetyRanker.rank_many, safety, save_pretrained": method_trial(folder),
         "RankerConfig": config_trial(),
         "read_lists": lists_trial(folder),
         "TextRanker.rank, token ids": text_trial(False),
