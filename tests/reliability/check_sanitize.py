@@ -88,9 +88,10 @@ def check_extension() -> Iterator[Row]:
         LD_PRELOAD=" ".join(libraries),
         ASAN_OPTIONS="detect_leaks=0",
         PYTHONPATH=".",
-        SRR_FAST_BACKEND="native",
+        SRR_FAST_BACKEND="",
     ).stdout
     reports = len(REPORT.findall(tests))
     said = tests.strip().splitlines()[-1]
-    ok = not reports and re.search(r"\b\d+ passed", said) is not None and "failed" not in said
+    ok = not reports and re.search(r"\b\d+ passed", said) is not None and not re.search("failed|error", said)
+    print(tests[-5000:] if not ok else "", file=sys.stderr)
     yield Row("the extension under ASan and UBSan: tests of pool, score and ops", f"{reports} reports, {said}", "0", ok)
