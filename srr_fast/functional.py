@@ -67,7 +67,8 @@ def pool_update_(
     in :func:`pool`. A candidate whose span is empty is left alone.
     """
     if isinstance(pooling, str) and _native.serves(acc, weight, states, spans, optional=gate):
-        if acc.is_neg() or weight.is_neg():  # PyTorch cannot hand these to an op that writes to them
+        # PyTorch cannot hand negated views to an op that writes to them; a tracer cannot ask about them.
+        if not torch.compiler.is_dynamo_compiling() and (acc.is_neg() or weight.is_neg()):
             _check_update(acc, weight, states, spans, pooling, gate)
         try:
             torch.ops.srr_fast.pool_update_(acc, weight, states, spans, pooling, gate)

@@ -25,10 +25,10 @@ def test_what_is_left_behind_would_be_seen(monkeypatch):
     class Leaking(threads.Calls):
         def __init__(self):
             super().__init__()
-            self.ways = {"leak": lambda: kept.append(bytes(1000))}
+            self.ways = {"leak": lambda: kept.append(b"x" * (100_000 + len(kept)))}
 
     monkeypatch.setattr(threads, "Calls", Leaking)
-    assert threads.growth(10_000, 100) > 1 << 20
+    assert threads.growth(1_000, 10) > 1 << 20
 
 
 def test_python_without_the_gil_is_refused_with_the_reason():
