@@ -3,6 +3,7 @@
 # make test-slow   what takes minutes: ten thousand generations that must leave nothing behind
 # make test-serve, test-ray   the server, with clients people use and in a browser; Ray, with workers killed
 # make test-vllm   vLLM's CPU build, in a venv of its own, against transformers; downloads it, takes minutes
+# make reliability   what a machine without a GPU can prove, in under an hour, as docs/reliability.md; ARGS="--only bits"
 # make evidence  docs/evidence.md from labelled lists   make evidence DATA=../shared/data MODEL=<hub id or folder>
 # make bench  native against what a user would pick; build/bench.json      make bench ARGS=--quick shows that it works
 # make bench-report   docs/performance.md and its plots from build/bench.json (or BENCH=...)
@@ -28,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip install $(shell test -t 2 || echo --quiet)
 NATIVE_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/* csrc/sources.txt)
 
-.PHONY: install demo test test-slow test-serve test-ray test-vllm bench bench-report bench-compare bench-cpp evidence lint cpp-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat clean
+.PHONY: install demo test test-slow test-serve test-ray test-vllm bench bench-report bench-compare bench-cpp evidence reliability lint cpp-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch:
@@ -143,8 +144,11 @@ evidence: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 sanitize: $(VENV)/.tested
-	$(BIN)/cmake -S . -B build/asan -G Ninja -DSRR_FAST_SANITIZE=address && $(BIN)/cmake --build build/asan && $(BIN)/ctest --test-dir build/asan --output-on-failure
-	$(BIN)/cmake -S . -B build/tsan -G Ninja -DSRR_FAST_SANITIZE=thread && $(BIN)/cmake --build build/tsan && $(BIN)/ctest --test-dir build/tsan --output-on-failure
+	$(BIN)/cmake -S . -B build/asan -G Ninja -DSRR_FAST_CUDA=OFF -DSRR_FAST_SANITIZE=address && $(BIN)/cmake --build build/asan && $(BIN)/ctest --test-dir build/asan --output-on-failure
+	$(BIN)/cmake -S . -B build/tsan -G Ninja -DSRR_FAST_CUDA=OFF -DSRR_FAST_SANITIZE=thread && $(BIN)/cmake --build build/tsan && $(BIN)/ctest --test-dir build/tsan --output-on-failure
+
+reliability: $(VENV)/.tested
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability --report docs/reliability.md $(ARGS)
 
 minichat: $(VENV)/.installed
 	$(BIN)/python -m srr_fast.minichat.train_model

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -29,6 +30,8 @@ def cuda_home() -> str | None:
 
 def native_build() -> dict[str, object]:
     """Keyword arguments for setup() that build srr_fast._C; raises when something it needs is missing."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        raise RuntimeError("not built for Python without the GIL, which importing it would switch on again")
     import pybind11
     import torch
 

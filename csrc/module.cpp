@@ -17,6 +17,12 @@ constexpr c10::DispatchKeySet kWrapped({c10::DispatchKey::Python, c10::DispatchK
                                         c10::DispatchKey::Functionalize, c10::DispatchKey::FuncTorchBatched,
                                         c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Conjugate});
 
+bool plain(PyObject* value) {
+  if (!THPVariable_CheckExact(value)) return false;
+  const at::Tensor& t = THPVariable_Unpack(value);
+  return !t.key_set().has_any(kWrapped) && !t.is_nested();
+}
+
 // Tracing, functorch and dispatch modes watch calls that go through the dispatcher.
 bool dispatcher_at_work() {
   return !(c10::impl::tls_local_dispatch_key_set().included_ - c10::default_included_set).empty();
@@ -40,11 +46,11 @@ struct PreparedScorer {
   srr_fast::PackedRanker ranker;
 
   bool serves(PyObject* value) const {
-    if (!THPVariable_CheckExact(value)) return false;
+    if (!plain(value)) return false;
     const at::Tensor& t = THPVariable_Unpack(value);
     return t.layout() == at::kStrided && t.scalar_type() != at::kDouble &&
-           t.device().type() == ranker.bytes.device().type() && !t.key_set().has_any(kWrapped) &&
-           !(t.requires_grad() && c10::GradMode::is_enabled()) && !t._fw_grad(/*level=*/0).defined();
+           t.device().type() == ranker.bytes.device().type() && !(t.requires_grad() && c10::GradMode::is_enabled()) &&
+           !t._fw_grad(/*level=*/0).defined();
   }
 };
 
@@ -66,14 +72,14 @@ PyObject* call_scorer(PyObject* capsule, PyObject* const* args, Py_ssize_t count
     PyObject *const inst = args[0], *const resp = args[1], *const offsets = args[2], *const out = args[3];
     const auto& scorer = *static_cast<const PreparedScorer*>(PyCapsule_GetPointer(capsule, kCapsule));
     if (!scorer.serves(inst) || !scorer.serves(resp) || dispatcher_at_work()) Py_RETURN_NONE;
-    if (offsets != Py_None && !THPVariable_CheckExact(offsets)) Py_RETURN_NONE;
+    if (offsets != Py_None && !plain(offsets)) Py_RETURN_NONE;
     srr_fast::ScoreResult result;
     at::Tensor* const results[] = {&result.scores, &result.probs, &result.best};
     if (out != Py_None) {
       if (!PyTuple_Check(out) || PyTuple_GET_SIZE(out) != 3) Py_RETURN_NONE;
       for (int i = 0; i < 3; ++i) {
         PyObject* given = PyTuple_GET_ITEM(out, i);
-        if (!THPVariable_CheckExact(given)) Py_RETURN_NONE;
+        if (!plain(given)) Py_RETURN_NONE;
         *results[i] = THPVariable_Unpack(given);
       }
     }

@@ -68,10 +68,10 @@ def serves(*tensors: torch.Tensor, optional: torch.Tensor | None = None) -> bool
     if forward_ad._current_level >= 0 and _forced != "native":
         return False
     for t in tensors if optional is None else (*tensors, optional):
-        if not isinstance(t, torch.Tensor) or t.layout != torch.strided:
+        if not isinstance(t, torch.Tensor) or t.layout != torch.strided or t.is_nested or t.is_quantized:
             return False
         if _forced != "native" and (
-            t.device.type not in devices or t.dtype == torch.float64 or (wants_grad and t.requires_grad)
+            t.device.type not in (*devices, "meta") or t.dtype == torch.float64 or (wants_grad and t.requires_grad)
         ):
             return False
     return True

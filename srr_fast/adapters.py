@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .lists import LabelledList, LabelledResponse, lines, show, strict_json
+from . import strict_json
+from .lists import LabelledList, LabelledResponse, lines, show
 
 MAX_DOCUMENT_BYTES = 1 << 30
 HH_REPLY = "\n\nAssistant:"
@@ -377,8 +378,8 @@ def _content(path: Path) -> bytes:
 
 def _object(path: Path, place: str, data: bytes) -> _Row:
     try:
-        value = strict_json(data)
-    except (ValueError, RecursionError) as error:
+        value = strict_json.loads(data)
+    except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{place}: must be an object, got {show(value)}")

@@ -211,9 +211,13 @@ class CrossEncoder(Baseline):
 
         set_seed(self.options["seed"])  # of the new head
         model = AutoModelForSequenceClassification.from_pretrained(
-            self.model_id, id2label={0: "unsafe", 1: "safe"}, label2id={"unsafe": 0, "safe": 1}, dtype=torch.float32
+            self.model_id,
+            id2label={0: "unsafe", 1: "safe"},
+            label2id={"unsafe": 0, "safe": 1},
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(self.model_id)
+        tokenizer = AutoTokenizer.from_pretrained(self.model_id, trust_remote_code=False)
         self.classifier = Classifier(self.model_id, model, tokenizer, max_length=self.max_length)
         rows = [
             self.classifier.encode(pair) | {"labels": int(label)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
+import stat
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
+from . import strict_json
 from .config import RankerConfig
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ TENSOR_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 CONFIG_KEYS = ("format_version", "model_id", "model_fingerprint", "ranker", "calibration", "metrics", "sha256")
 MAX_CONFIG_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 20  # of the tensor file, before the tensors; a name and its place take about 100
 
 
 def save(ranker: SafetyRanker, folder: Path) -> None:
@@ -57,10 +59,9 @@ def load(path_or_hub_id: str | Path, revision: str | None) -> SafetyRanker:
     """Read and verify a checkpoint: version, keys, digest, tensor names, shapes, dtypes, values."""
     folder = locate(path_or_hub_id, revision)
     try:
-        config = parse(read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES + 1))
-        data = read_file(folder / TENSOR_FILE)
+        config, data = read(folder)
         if not signed(config, data):  # unless a save replaced both files between the two reads
-            config = parse(read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES + 1))
+            config, data = read(folder)
         ranker, tensors = verify(config, data)
     except (TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise ValueError(f"from_pretrained: {folder}: {error}") from error
@@ -69,28 +70,36 @@ def load(path_or_hub_id: str | Path, revision: str | None) -> SafetyRanker:
     return ranker.eval()
 
 
+def read(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """The parsed config and the tensor file, of which no more is read than tensors of that config can fill."""
+    config = parse(read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES))
+    numbers = sum(value.numel() for value in blank(config).state_dict().values())
+    return config, read_file(folder / TENSOR_FILE, 4 * numbers + MAX_HEADER_BYTES)
+
+
+def blank(config: dict[str, Any]) -> SafetyRanker:
+    """The ranker of a parsed config, on the meta device so that a config allocates nothing."""
+    from .ranker import SafetyRanker
+
+    if not isinstance(config["metrics"], dict):
+        raise TypeError(f"metrics must be a dict, got {type(config['metrics']).__name__}")
+    with torch.device("meta"):
+        return SafetyRanker(
+            RankerConfig.from_dict(config["ranker"]),
+            calibration=config["calibration"],
+            model_id=config["model_id"],
+            model_fingerprint=config["model_fingerprint"],
+            metrics=config["metrics"],
+        )
+
+
 def parse(text: bytes) -> dict[str, Any]:
     """``config.json`` with its keys checked."""
-
-    def refuse_constant(name: str) -> None:
-        raise ValueError(f"{name} is not JSON")
-
-    def number(digits: str) -> float:
-        if not math.isfinite(value := float(digits)):
-            raise ValueError(f"{digits} is not finite")
-        return value
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return dict(pairs)
-
     try:
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"larger than {MAX_CONFIG_BYTES} bytes")
-        config = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=number)
-        json.dumps(config, ensure_ascii=False).encode()  # a lone surrogate is no text
-    except (ValueError, RecursionError) as error:
+        config = strict_json.loads(text)
+    except ValueError as error:
         raise ValueError(f"{CONFIG_FILE}: {error}") from error
     version = config.get("format_version") if isinstance(config, dict) else type(config).__name__
     if type(version) is not int or version != FORMAT_VERSION:
@@ -104,21 +113,10 @@ def parse(text: bytes) -> dict[str, Any]:
 
 
 def verify(config: dict[str, Any], data: bytes) -> tuple[SafetyRanker, dict[str, torch.Tensor]]:
-    """The ranker of a parsed config, on the meta device so that a config allocates nothing, and its tensors."""
-    from .ranker import SafetyRanker
-
+    """The :func:`blank` ranker of a parsed config, and its tensors."""
     if not signed(config, data):
         raise ValueError("sha256 does not match: config or tensors were damaged or edited")
-    if not isinstance(config["metrics"], dict):
-        raise TypeError(f"metrics must be a dict, got {type(config['metrics']).__name__}")
-    with torch.device("meta"):
-        ranker = SafetyRanker(
-            RankerConfig.from_dict(config["ranker"]),
-            calibration=config["calibration"],
-            model_id=config["model_id"],
-            model_fingerprint=config["model_fingerprint"],
-            metrics=config["metrics"],
-        )
+    ranker = blank(config)
     tensors = safetensors.torch.load(data)
     expected = ranker.state_dict()
     if set(tensors) != set(expected):
@@ -139,6 +137,8 @@ def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
     """A local folder as it is; anything else is a repository to download."""
     if not isinstance(path_or_hub_id, str | Path):
         raise TypeError(f"from_pretrained: wants a folder or a hub id, got {type(path_or_hub_id).__name__}")
+    if revision is not None and not isinstance(revision, str):
+        raise TypeError(f"from_pretrained: revision must be a str or None, got {type(revision).__name__}")
     folder = Path(path_or_hub_id)
     if os.path.isdir(folder):
         return folder
@@ -159,10 +159,15 @@ def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
         ) from error
 
 
-def read_file(path: Path, most: int = -1) -> bytes:
+def read_file(path: Path, most: int) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a device never ends, a pipe never begins
+            raise OSError("it is not a regular file")
         with path.open("rb") as file:
-            return file.read(most)
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise OSError(f"it has {size} bytes, wanted at most {most}")
+            return file.read(size)
     except FileNotFoundError:
         raise FileNotFoundError(f"from_pretrained: {path.parent} has no {path.name}") from None
     except OSError as error:

@@ -17,7 +17,8 @@ def describe(value: object) -> str:
     """``float32 [8, 64]``, or the type's name for anything that is not a tensor."""
     if not isinstance(value, Tensor):
         return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+    shape = "nested" if value.is_nested else list(value.shape)
+    return f"{str(value.dtype).removeprefix('torch.')} {shape} on {value.device}"
 
 
 def check_tensor(
@@ -26,6 +27,8 @@ def check_tensor(
     """TypeError for another type or dtype, ValueError for another shape; a str in ``shape`` names a free dimension."""
     if not isinstance(value, Tensor) or value.dtype not in dtypes:
         raise TypeError(f"{op}: {name} must be {_wanted(shape, dtypes)}, got {describe(value)}")
+    if value.is_nested:  # it has no shape to look at
+        raise ValueError(f"{op}: {name} must be {_wanted(shape, dtypes)}, got a nested tensor")
     same = value.dim() == len(shape) and all(
         isinstance(want, str) or got == want for got, want in zip(value.shape, shape, strict=True)
     )
@@ -93,6 +96,8 @@ def check_pool_inputs(
     if gate is not None:
         check_tensor(op, "gate", gate, (states.shape[-1] + 1,), (torch.float32, torch.float64))
         check_device(op, "gate", gate, states.device)
+    if states.device.type == "meta":
+        raise ValueError(f"{op}: states must hold data for the reference, got {describe(states)}")
     if states.device.type == "cpu":
         if offsets is not None:
             check_steps(op, offsets, states.shape[-2])

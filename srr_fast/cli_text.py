@@ -168,7 +168,7 @@ def _json(path: str, parts: Sequence[str], *, must: bool) -> Any:
     for number, part in enumerate(parts):
         try:
             values.append(json.loads(part))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if must:
                 raise ValueError(f"{path}: line {number + 1} is not JSON: {error}") from error
             return None

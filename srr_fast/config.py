@@ -60,10 +60,11 @@ class RankerConfig:
             raise ValueError(
                 f"RankerConfig: proj_dim must be divisible by num_heads, got {self.proj_dim} and {self.num_heads}"
             )
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"RankerConfig: pooling must be one of {POOLINGS}, got {self.pooling!r}")
-        if self.scope not in SCOPES:
-            raise ValueError(f"RankerConfig: scope must be one of {SCOPES}, got {self.scope!r}")
+        for name, value, known in (("pooling", self.pooling, POOLINGS), ("scope", self.scope, SCOPES)):
+            if not isinstance(value, str):
+                raise TypeError(f"RankerConfig: {name} must be a str, got {value!r}")
+            if value not in known:
+                raise ValueError(f"RankerConfig: {name} must be one of {known}, got {value!r}")
         if not isinstance(self.norm_first, bool):
             raise TypeError(f"RankerConfig: norm_first must be a bool, got {self.norm_first!r}")
         if _number("temperature", self.temperature) < MIN_TEMPERATURE:

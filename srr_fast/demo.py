@@ -169,8 +169,8 @@ def load_hub_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", trust_remote_code=False)
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def describe(ranker: SafetyRanker) -> str:

@@ -40,7 +40,7 @@ def pool(
         check_device("pool", "offsets", offsets, states.device)
         if len(offsets) == 0:
             raise ValueError("pool: offsets must be int64 [M + 1], got int64 [0]")
-        spans = offsets.unfold(0, 2, 1)
+        spans = torch.stack([offsets[:-1], offsets[1:]], 1)
     assert spans is not None
     if isinstance(pooling, str) and _native.serves(states, spans, optional=gate):
         try:
@@ -67,6 +67,9 @@ def pool_update_(
     in :func:`pool`. A candidate whose span is empty is left alone.
     """
     if isinstance(pooling, str) and _native.serves(acc, weight, states, spans, optional=gate):
+        # PyTorch cannot hand negated views to an op that writes to them; a tracer cannot ask about them.
+        if not torch.compiler.is_dynamo_compiling() and (acc.is_neg() or weight.is_neg()):
+            _check_update(acc, weight, states, spans, pooling, gate)
         try:
             torch.ops.srr_fast.pool_update_(acc, weight, states, spans, pooling, gate)
         except (TypeError, ValueError):
@@ -98,6 +101,12 @@ def _check_update(
     check_device("pool_update_", "acc", acc, states.device)
     check_device("pool_update_", "weight", weight, states.device)
     for name, written in (("acc", acc), ("weight", weight)):
+        if written.is_neg():
+            raise ValueError(f"pool_update_: {name} must be written to as it is, got a negated view")
+        if written.requires_grad and written.is_leaf and torch.is_grad_enabled():
+            raise ValueError(f"pool_update_: {name} must be no leaf that requires a gradient, for it is written to")
+        if written.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(f"pool_update_: {name} must be no inference tensor outside torch.inference_mode()")
         rows_overlap = written.dim() == 2 and len(written) > 1 and written.stride(0) < written.shape[1]
         if (written.stride(-1) != 1 and written.shape[-1] > 1) or rows_overlap:
             raise ValueError(

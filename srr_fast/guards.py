@@ -47,14 +47,19 @@ def load_guard(name_or_path: str) -> Guard:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     name, _, safe_label = name_or_path.partition("#")
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     kind = (config.architectures or ["a model without a head"])[0]
     if kind.endswith("ForSequenceClassification"):
-        model = AutoModelForSequenceClassification.from_pretrained(name, dtype="auto")
-        return Classifier(name_or_path, model, AutoTokenizer.from_pretrained(name), safe_label=safe_label or None)
+        model = AutoModelForSequenceClassification.from_pretrained(name, dtype="auto", trust_remote_code=False)
+        return Classifier(
+            name_or_path,
+            model,
+            AutoTokenizer.from_pretrained(name, trust_remote_code=False),
+            safe_label=safe_label or None,
+        )
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-        return Verdict(name, model, AutoTokenizer.from_pretrained(name))
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", trust_remote_code=False)
+        return Verdict(name, model, AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     raise ValueError(f"guard {name}: must be a sequence classifier or a causal language model, got {kind}")
 
 

@@ -89,8 +89,8 @@ class Classifier:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer, TextClassificationPipeline
 
-        model: Any = AutoModelForSequenceClassification.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         self.safe = _safe_labels(name, list(model.config.id2label.values()), safe)
         self.name = f"{name}: {', '.join(sorted(self.safe))}"
         self.batch = batch

@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import json
 import lzma
-import math
 import reprlib
 import warnings
 import zlib
@@ -19,7 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from . import strict_json
 
 SPLITS = ("train", "val", "test")
 MAX_LINE_BYTES = 16 << 20
@@ -77,10 +78,10 @@ def read_lists(*paths: str | Path) -> list[LabelledList]:
             if not line.strip():
                 continue
             try:
-                row, dropped = _parse(strict_json(line), _stem(path), number)
+                row, dropped = _parse(strict_json.loads(line), _stem(path), number)
                 if row.id in seen:
                     raise ValueError(f"id must be unique, got {show(row.id)} of line {seen[row.id]} again")
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from None
             seen[row.id] = number
             rows.append(row)
@@ -141,14 +142,14 @@ def encode(row: LabelledList) -> bytes:
     line = json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"must take at most {MAX_LINE_BYTES} bytes, got {len(line)}")
-    if _parse(strict_json(line), "", 0)[1]:
+    if _parse(strict_json.loads(line), "", 0)[1]:
         raise ValueError("responses must have text, got a blank one")
     return line
 
 
 def decode(line: bytes) -> LabelledList:
     """The row of a line that :func:`encode` wrote."""
-    return _parse(strict_json(line), "", 0)[0]
+    return _parse(strict_json.loads(line), "", 0)[0]
 
 
 def split_of(row: LabelledList) -> str:
@@ -194,39 +195,6 @@ def _unpacked(path: Path, raw: BufferedReader) -> BufferedReader | gzip.GzipFile
     if path.suffix in (".gz", ".xz"):
         raise ValueError(f"{path}: must be packed as its name says, got {show(head[:6])}")
     return raw
-
-
-def strict_json(line: bytes) -> Any:
-    """The value of a line of strict JSON: no NaN, no infinity, no key twice, no lone surrogate."""
-
-    def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not JSON")
-
-    def number(digits: str) -> float:
-        if not math.isfinite(value := float(digits)):
-            raise ValueError(f"{digits} is not finite")
-        return value
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(values := dict(pairs)) != len(pairs):
-            twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-            raise ValueError(f"field {show(twice)} occurs twice")
-        return values
-
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8: {error.reason} at byte {error.start}") from None
-    try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=number)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from None
-    if "\\u" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("is not Unicode: a lone surrogate") from None
-    return value
 
 
 def _parse(value: Any, stem: str, number: int) -> tuple[LabelledList, int]:

@@ -47,6 +47,8 @@ class PreparedScorer:
     weights: the tensors by checkpoint name, float32; what the reference computes with.
     shape:   what the native ops want beside ``packed``.
 
+    A list has the same bits in any batch, at any thread count and on every run where the native ops compute; where the
+    reference does, and for inputs that need gradients, the reference promises values, not bits.
     Attributes cannot be set. Their tensors must not be written to: ``packed`` and ``weights`` would disagree.
     """
 
@@ -216,5 +218,6 @@ def _write_out(result: ScoreOutput, out: ScoreOutput | None) -> ScoreOutput:
         raise TypeError(f"score: out must be a ScoreOutput, got {type(out).__name__}")
     for name, given, value in zip(ScoreOutput._fields, out, result, strict=True):
         check_tensor("score", f"out.{name}", given, tuple(value.shape), (value.dtype,))
+        check_device("score", f"out.{name}", given, value.device)
         given.copy_(value)
     return ScoreOutput(*out)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, reference
-from .checks import check_score_inputs
+from .checks import STATE_DTYPES, check_score_inputs, describe
 from .config import RankerConfig, finite
 from .reference import ScoreOutput
 
@@ -114,6 +114,8 @@ class SafetyRanker(nn.Module):
 
     def safety(self, scores: Tensor) -> Tensor | None:
         """Calibrated safety of each score, 0 for a candidate that is out; None for a ranker without calibration."""
+        if not isinstance(scores, Tensor) or scores.dtype not in STATE_DTYPES:
+            raise TypeError(f"safety: scores must be a tensor of floats, got {describe(scores)}")
         if self.calibration is None:
             return None
         return reference.calibrate(scores, *self.calibration)
@@ -172,6 +174,8 @@ class SafetyRanker(nn.Module):
         Different rankers saved to one folder at once may leave a pair that :meth:`from_pretrained` refuses.
         Raises TypeError or ValueError, and writes nothing, for a ranker that it would refuse.
         """
+        if not isinstance(folder, str | Path):
+            raise TypeError(f"save_pretrained: folder must be a str or a Path, got {type(folder).__name__}")
         checkpoint.save(self, Path(folder))
 
     @classmethod

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from tqdm import tqdm
 
-from . import prompts
+from . import prompts, strict_json
 from .judges import Judge
-from .lists import LabelledList, LabelledResponse, decode, encode, strict_json, write_lists
+from .lists import LabelledList, LabelledResponse, decode, encode, write_lists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -113,7 +113,7 @@ def _header(arguments: dict[str, Any]) -> bytes:
 def _arguments(header: bytes) -> dict[str, Any]:
     """Of a part; none where the file is no part."""
     try:
-        begun = strict_json(header)
+        begun = strict_json.loads(header)
     except ValueError:
         return {}
     return begun if isinstance(begun, dict) else {}

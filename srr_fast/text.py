@@ -82,8 +82,7 @@ class TextRanker:
         batch_tokens: int = BATCH_TOKENS,
     ) -> list[RankedResponse]:
         """The responses to one instruction, best first; see :meth:`rank_many`."""
-        if isinstance(responses, str):
-            raise TypeError("rank: responses must be a list of responses, got one str")
+        _check_list("responses", responses)
         return self.rank_many([instruction], [responses], top_k=top_k, batch_tokens=batch_tokens)[0]
 
     def rank_many(
@@ -114,11 +113,15 @@ class TextRanker:
         """
         _check_positive("top_k", 1 if top_k is None else top_k)
         _check_positive("batch_tokens", batch_tokens)
-        if isinstance(instructions, str) or len(instructions) != len(responses):
+        _check_list("instructions", instructions)
+        _check_list("responses", responses)
+        if len(instructions) != len(responses):
             raise ValueError(
                 f"rank: instructions and responses must be lists of one length, "
-                f"got {type(instructions).__name__} of {len(instructions)} and {len(responses)}"
+                f"got {len(instructions)} and {len(responses)}"
             )
+        for b, answers in enumerate(responses):
+            _check_list(f"responses to instruction {b}", answers)
         read = self._read_encoder if self.encoder else self._read_causal
         inst, resp = read(instructions, responses, batch_tokens)
         ends = list(accumulate(map(len, responses), initial=0))
@@ -211,7 +214,11 @@ class TextRanker:
 
     def _ids(self, what: str, value: Any, wanted: str) -> list[int]:
         """A copy of token ids; strings and conversations were dealt with before."""
-        if not isinstance(value, Sequence) or not all(isinstance(x, int) and not isinstance(x, bool) for x in value):
+        if (
+            isinstance(value, bytes)
+            or not isinstance(value, Sequence)
+            or not all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+        ):
             inside = {type(x).__name__ for x in value} if isinstance(value, Sequence) else ()
             got = type(value).__name__ + (f" of {'/'.join(sorted(inside))}" if inside else "")
             raise TypeError(f"rank: {what} must be {wanted}, got {got}")
@@ -234,6 +241,11 @@ class TextRanker:
         if isinstance(response, str) or self.tokenizer is None:
             return response if isinstance(response, str) else None
         return str(self.tokenizer.decode(list(response), skip_special_tokens=True))
+
+
+def _check_list(name: str, value: object) -> None:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise TypeError(f"rank: {name} must be a list, got one {type(value).__name__}")
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -113,7 +113,7 @@ def response(**changes):
         ('{"instruction": "a", "responses": [{"text": "b", "safe": 0, "safe": 1}]}', "field 'safe' occurs twice"),
         ('{"instruction": "\\ud800"}', "is not Unicode"),
         ('{"instruction": "a", "n": ' + "9" * 5000 + "}", "limit"),
-        ('{"instruction": ' + "[" * 200_000, "recursion"),
+        ('{"instruction": ' + "[" * 200_000, "is nested too deeply"),
         ({"responses": []}, "instruction must be a string, got none"),
         (ROW | {"instruction": None}, "instruction must be a string with text, got None"),
         (ROW | {"instruction": " \n"}, "instruction must be a string with text, got ' \\n'"),

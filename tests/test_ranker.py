@@ -151,7 +151,7 @@ def refuse(what, words):
         refuse(lambda c, t: c.update(format_version=1.0), "format_version must be 1, got 1.0"),
         refuse(lambda c, t: c.update(ranker=[]), "wants a dict of fields, got list"),
         refuse(lambda c, t: c.update(model_id=5), "model_id must be a str or None, got int"),
-        refuse(lambda c, t: c.update(model_id="\ud800"), "surrogates not allowed"),
+        refuse(lambda c, t: c.update(model_id="\ud800"), "a lone surrogate"),
         refuse(lambda c, t: c.update(metrics=[]), "metrics must be a dict, got list"),
         refuse(lambda c, t: c.update(metrics=[0]), "metrics must be a dict, got list"),
         refuse(lambda c, t: c.update(calibration=[1.0]), "calibration must be two numbers"),
@@ -203,11 +203,31 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path, name):
         SafetyRanker.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe", "huge", "loop"])
+def test_files_that_do_not_end_are_refused(tmp_path, name, target):
+    """A link may lead anywhere, for the hub's cache is made of them."""
+    saved(tmp_path)
+    (tmp_path / name).rename(tmp_path / "moved")
+    if target == "pipe":
+        os.mkfifo(tmp_path / name)
+    elif target == "huge":
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, 1 << 42)
+    else:
+        (tmp_path / name).symlink_to(name if target == "loop" else target)
+    with pytest.raises(ValueError, match=f"from_pretrained: .*{name} cannot be read"):
+        SafetyRanker.from_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("moved")
+    SafetyRanker.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (dict(model_id=5), "model_id must be a str"),
-        (dict(model_id="\ud800"), "surrogates not allowed"),
+        (dict(model_id="\ud800"), "a lone surrogate"),
         (dict(model_fingerprint=b"ab"), "bytes is not JSON serializable"),
         (dict(calibration="ab"), "calibration must be two numbers"),
         (dict(calibration=(math.nan, 0.0)), "not JSON compliant"),

@@ -263,8 +263,10 @@ def test_bad_arguments(instruction, responses, options, error, message):
 
 
 def test_lists_of_other_lengths():
-    for instructions in ([[30]], "text"):
-        with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="one length, got 1 and 2"):
+        make_ranker().rank_many(tiny("llama"), None, [[30]], [[[40]], [[41]]])
+    for instructions in ("text", None, 3):
+        with pytest.raises(TypeError, match="rank: instructions must be a list, got one"):
             make_ranker().rank_many(tiny("llama"), None, instructions, [[[40]], [[41]]])
 
 

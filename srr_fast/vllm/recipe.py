@@ -80,7 +80,7 @@ def reader_options(model: str, ranker: str) -> dict[str, Any]:
     """Options of a ``vllm.LLM``, and under the same names of a server, that make it pool and score what this ranker
     reads. Raises ValueError for a ranker of another model."""
     scorer = SafetyRanker.from_pretrained(ranker)
-    config = AutoConfig.from_pretrained(model).get_text_config(decoder=True)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config(decoder=True)
     if scorer.config.hidden_size != config.hidden_size:
         raise ValueError(
             f"srr_fast.vllm: the ranker reads states of width {scorer.config.hidden_size}, the model's are "
