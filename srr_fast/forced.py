@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH_TOKENS = 16384  # where nobody says otherwise
-FORWARD_TOKENS = 256  # positions that cost about as much as one more forward
+FORWARD_TOKENS = 128  # positions that cost about as much as one more forward
 
 Ids = Sequence[int]
 

@@ -73,7 +73,14 @@ def test_a_wrong_token_never_gets_in(serve, httpx, headers, gate):
     _, _, address = serve(token=TOKEN)
     if isinstance(headers, dict):
         headers = {name: value.encode("latin-1") for name, value in headers.items()}
-    for path in ("/v1/rerank", "/v1/chat/completions", "/v2/rerank", "//v1/rerank", "/V1/rerank"):
+    for path in (
+        "/v1/rerank",
+        "/v1/chat/completions",
+        "/v1/chat/candidates",
+        "/v2/rerank",
+        "//v1/rerank",
+        "/V1/rerank",
+    ):
         answer = httpx.post(address + path, json=LIST, headers=headers)
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
         assert answer.json()["error"]["type"] == "authentication_error"
