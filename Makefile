@@ -28,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip install $(shell test -t 2 || echo --quiet)
 NATIVE_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/* csrc/sources.txt)
 
-.PHONY: install demo test test-slow test-serve test-ray test-vllm bench bench-report bench-compare bench-cpp evidence lint cpp-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat clean
+.PHONY: install demo test test-slow serving test-serve test-ray test-vllm bench bench-report bench-compare bench-cpp evidence lint cpp-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch:
@@ -94,6 +94,8 @@ python-test: $(VENV)/.tested
 
 test-slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -m slow
+
+serving: $(VENV)/.serving
 
 $(VENV)/.serving: $(VENV)/.tested
 	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e ".[test-serve,ray]"

@@ -161,7 +161,16 @@ async def sizes(server: Server) -> list[str]:
 
 def table(servers: dict[str, Server], connections: list[int], rounds: int, seconds: float) -> list[str]:
     """The lines of the table, printed as they come."""
-    names = ("request", "connections", "micro-batching", "requests/s", "times without", "p50 ms", "p99 ms", "CPU ms each")
+    names = (
+        "request",
+        "connections",
+        "micro-batching",
+        "requests/s",
+        "times without",
+        "p50 ms",
+        "p99 ms",
+        "CPU ms each",
+    )
     lines = []
 
     def say(*cells: object) -> None:

@@ -70,6 +70,7 @@ class Job:
         path = Path(self.out) / MANIFEST
         if path.exists():
             found = json.loads(path.read_text("utf-8"))
+            manifest = json.loads(json.dumps(manifest))  # as it was written: lists, not tuples
             differs = sorted(name for name in manifest | found if manifest.get(name) != found.get(name))
             if differs:
                 raise ValueError(f"{path} is of another job: {', '.join(differs)} differ; choose another folder")

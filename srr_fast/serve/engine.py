@@ -124,9 +124,7 @@ class Engine:
     def _rank(self, items: list[RankItem]) -> list[list[RankedResponse]]:
         return self.reader.rank_many([item.prompt for item in items], [item.responses for item in items])
 
-    def _generate(
-        self, key: Sampling, items: list[ChatItem], abandoned: Callable[[], bool]
-    ) -> list[BestOfNResult]:
+    def _generate(self, key: Sampling, items: list[ChatItem], abandoned: Callable[[], bool]) -> list[BestOfNResult]:
         options: dict[str, Any] = {"max_new_tokens": key.max_tokens}
         if key.temperature == 0:
             options["do_sample"] = False
