@@ -43,8 +43,9 @@ $(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml $(NATIVE_SOURCES)
 	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e .
 	@touch $@
 
+# By its name the package is there already: only what the extras want is installed, nothing is built again.
 $(VENV)/.tested: $(VENV)/.installed
-	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e ".[test,dev]"
+	$(PIP) "srr_fast[test,dev]"
 	@touch $@
 
 install: $(VENV)/.installed
@@ -98,7 +99,7 @@ test-slow: $(VENV)/.tested
 serving: $(VENV)/.serving
 
 $(VENV)/.serving: $(VENV)/.tested
-	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e ".[test-serve,ray]"
+	$(PIP) "srr_fast[test-serve,ray]"
 	@touch $@
 
 test-serve: $(VENV)/.serving

@@ -58,15 +58,18 @@ class States:
 
 
 class _Actor:
-    """A batch of shards in, their sizes out."""
+    """A shard in; its size out, and what is wrong with it, empty where nothing is: Ray would make a trace of that."""
 
     def __init__(self, work: _Work) -> None:
         self.run = work.worker()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for shard in batch["shard"].tolist():
+        (shard,), fault = batch["shard"].tolist(), ""
+        try:
             self.run(json.loads(shard))
-        return {"size": batch["size"]}
+        except (OSError, TypeError, ValueError) as error:
+            fault = str(error) or type(error).__name__
+        return {"size": batch["size"], "fault": [fault]}
 
 
 def run(job: Job, actors: int, *, gpus: float = 0.0) -> None:
@@ -102,7 +105,7 @@ def extract(states: States, shards: list[Any], actors: int, *, gpus: float = 0.0
 
 
 def _by_ray(work: _Work, shards: list[Any], actors: int, gpus: float) -> Iterator[int]:
-    """The size of each shard as it is done. shards: JSON values and sizes."""
+    """The size of each shard as it is done. shards: JSON values and sizes. Raises ValueError for one at fault."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -121,4 +124,7 @@ def _by_ray(work: _Work, shards: list[Any], actors: int, gpus: float) -> Iterato
         num_gpus=gpus,
     )
     for batch in results.iter_batches(batch_size=1):
-        yield int(batch["size"].sum())
+        (size,), (fault,) = batch["size"].tolist(), batch["fault"].tolist()
+        if fault:
+            raise ValueError(fault)
+        yield size

@@ -13,7 +13,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -143,7 +143,7 @@ def create_app(engine: Engine) -> FastAPI:
         most = request.max_tokens or request.max_completion_tokens
         if most is not None and most > settings.new_tokens:
             raise RequestError(f"at most {settings.new_tokens} tokens are generated, got {most}", "max_tokens")
-        messages = [message.for_template() for message in request.messages]
+        messages: list[Mapping[str, Any]] = [message.for_template() for message in request.messages]
         characters = sum(len(message["content"]) for message in messages)
         (prompt_tokens, max_tokens), encode_s = await encode(characters, engine.encode_chat, messages, most)
         return _Asked(request, sampling(request, max_tokens), ChatItem(messages), prompt_tokens, encode_s)

@@ -65,6 +65,7 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.tokenizer = tokenizer
+        prompts.encode_responses(tokenizer, ["a"])  # what a first call changes in it must not change between threads
         self.ranker = ranker
         self.best_of_n = BestOfN(model, tokenizer, ranker)
         self.reader = TextRanker(model, None, ranker)  # of ids: it need not decode them again

@@ -115,6 +115,15 @@ def test_an_actor_killed_in_the_middle_loses_nothing(tmp_path):
     assert numbers == list(range(2000))
 
 
+def test_a_line_at_fault_is_said_in_one_line(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"query": "How?", "documents": ["No."]}\n{"query": 3}\n')
+    with driver(RANK, "rank", "--ray", str(source), str(tmp_path / "out"), "--actors", "1") as process:
+        printed, _ = process.communicate(timeout=250)
+    assert process.returncode == 2 and "Traceback" not in printed
+    assert printed.splitlines()[-1].startswith(f"srr-fast rank: {source}: line 1 is no list of responses")
+
+
 def test_an_actor_killed_while_states_are_extracted_loses_nothing(tmp_path):
     lists = []
     for i in range(700):

@@ -131,11 +131,14 @@ def test_a_job_that_prunes_goes_on(tmp_path):
     ("line", "message"),
     [
         ("{", "line 1 is not JSON"),
+        ("[" * 100_000, "line 1 is not JSON"),
+        ('{"query": "\\ud800", "documents": ["No."]}', "line 1 is not JSON"),
         ('{"query": "How?"}', "line 1 is no list of responses"),
         ('{"documents": ["No."]}', "line 1 is no list of responses"),
         ('{"query": "How?", "documents": [3]}', "line 1 is no list of responses"),
         ("3", "line 1 is no list of responses"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_lines_that_cannot_be_read(tmp_path, line, message, capsys):
     source = tmp_path / "in.jsonl"
