@@ -14,6 +14,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+
+from srr_fast.cli import main
 
 LIST = {"query": "w30 w31", "documents": ["w40 w41", "w43"]}
 TOKEN = "a-token-that-is-long-enough"
@@ -278,3 +281,21 @@ def test_the_command_serves_on_loopback_and_ends_on_sigterm_without_losing_a_req
     assert all(one.json()["choices"][0]["message"]["content"] for one in answers)
     running.wait(60)
     assert "Traceback" not in "".join(log) and "Finished server process" in "".join(log)
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, 2), ("3", 3)])
+def test_the_command_leaves_a_core_to_those_who_carry_requests(monkeypatch, given, threads):
+    pytest.importorskip("uvicorn", reason="the extra srr_fast[serve] is not installed")
+    for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "")  # what the command sets is gone with the test
+        monkeypatch.delenv(name)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    try:
+        assert main(["serve"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads] and os.environ["TOKENIZERS_PARALLELISM"] == "false"
