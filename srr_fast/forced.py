@@ -299,15 +299,15 @@ def _selected(cache: DynamicCache | None, rows: list[int]) -> DynamicCache:
 def _batches(items: Sequence[Any], lengths: Sequence[int], prefix: int, budget: int) -> Iterator[list[Any]]:
     """Items longest first, in batches of at most ``budget`` positions, ``prefix`` of them before every item.
 
-    A batch ends early where padding all that is left to its longest item would cost more than another forward.
+    A batch ends early where padding what is left to its longest item would cost more than another forward.
     """
     order = sorted(range(len(items)), key=lambda at: -lengths[at])
     while order:
         longest = lengths[order[0]]
-        rows = max(budget // (prefix + longest), 1)
-        for row, at in enumerate(order[:rows]):
-            if (longest - lengths[at]) * (min(rows, len(order)) - row) > FORWARD_TOKENS:
-                rows = row
+        rows = min(max(budget // (prefix + longest), 1), len(order))
+        saved = [(longest - lengths[at]) * (rows - row) for row, at in enumerate(order[:rows])]
+        if max(saved) > FORWARD_TOKENS:
+            rows = saved.index(max(saved))
         yield [items[at] for at in order[:rows]]
         order = order[rows:]
 
