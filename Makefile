@@ -29,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip install $(shell test -t 2 || echo --quiet)
 NATIVE_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/* csrc/sources.txt)
 
-.PHONY: install demo test test-slow test-serve test-ray test-vllm bench bench-report bench-compare bench-cpp evidence reliability lint cpp-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat clean
+.PHONY: install demo test test-slow serving test-serve test-ray test-vllm bench bench-report bench-compare bench-cpp evidence reliability lint cpp-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch:
@@ -44,8 +44,9 @@ $(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml $(NATIVE_SOURCES)
 	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e .
 	@touch $@
 
+# By its name the package is there already: only what the extras want is installed, nothing is built again.
 $(VENV)/.tested: $(VENV)/.installed
-	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e ".[test,dev]"
+	$(PIP) "srr_fast[test,dev]"
 	@touch $@
 
 install: $(VENV)/.installed
@@ -96,8 +97,10 @@ python-test: $(VENV)/.tested
 test-slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -m slow
 
+serving: $(VENV)/.serving
+
 $(VENV)/.serving: $(VENV)/.tested
-	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e ".[test-serve,ray]"
+	$(PIP) "srr_fast[test-serve,ray]"
 	@touch $@
 
 test-serve: $(VENV)/.serving

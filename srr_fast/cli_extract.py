@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from . import cli_shards
 
 
 def add(commands: Any) -> None:
@@ -22,6 +25,8 @@ def add(commands: Any) -> None:
     extract.add_argument("--out", required=True, metavar="CACHE_DIR", help="what is there already is not read again")
     extract.add_argument("--batch-tokens", type=int, default=4096, metavar="T", help="in one forward (%(default)s)")
     extract.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    extract.add_argument("--ray", action="store_true", help="read on Ray actors; a run that was killed goes on")
+    cli_shards.add_actors(extract)
     extract.set_defaults(run=_extract, parser=extract)
 
 
@@ -36,6 +41,7 @@ def _extract(args: argparse.Namespace) -> None:
     from .lists import read_lists
     from .shard_store import SUFFIX
 
+    cli_shards.check_actors(args)
     if "all" in args.layers and len(args.layers) > 1:
         args.parser.error("--layers wants either indices or all")
     logging.disable_progress_bar()
@@ -43,6 +49,14 @@ def _extract(args: argparse.Namespace) -> None:
     model, tokenizer = load_backbone(args.model, trust_remote_code=args.trust_remote_code)
     layers = range(1, len(decoder_layers(model)) + 1) if "all" in args.layers else args.layers
     folder = Path(args.out) / cache_name(model, tokenizer)
+    elsewhere = None
+    if args.ray and args.actors:
+        from . import ray_shards
+
+        states = ray_shards.States(
+            args.model, args.trust_remote_code, list(layers), args.poolings, str(Path(args.out)), args.batch_tokens
+        )
+        elsewhere = partial(ray_shards.extract, states, actors=args.actors, gpus=args.actor_gpus)
     before = {path.name for path in folder.glob(f"*{SUFFIX}")}
     features = extract(
         model,
@@ -52,6 +66,7 @@ def _extract(args: argparse.Namespace) -> None:
         poolings=args.poolings,
         cache_dir=args.out,
         batch_tokens=args.batch_tokens,
+        elsewhere=elsewhere,
     )
     some = next(iter(features.values()))
     table = Table("source")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import ipaddress
+import os
 import sys
 from typing import Any
 
@@ -22,7 +23,6 @@ OPTIONS = {
     "concurrency": "requests in flight; the next gets 429",
     "timeout-s": "seconds until a request gets 504",
     "batch-rows": "documents or candidates run together; 1 joins no requests",
-    "batch-wait-ms": "how long an idle worker waits, at most, for others to join",
 }
 
 
@@ -58,12 +58,17 @@ def run(args: argparse.Namespace) -> None:
         _run_ray(args, options, token)
         return
     try:
+        import torch
         import uvicorn
 
         from .serve.app import create_app
         from .serve.loading import load_engine
     except ModuleNotFoundError as error:
         raise ImportError(f"serve: {error.name} is not installed; pip install 'srr_fast[serve]'") from error
+    # Texts are short and many: a request's own threads would only wait for those of the others, and for the event loop.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(torch.get_num_threads() - 1, 1))
     engine = load_engine(**options, token=token)
     uvicorn.run(
         create_app(engine),

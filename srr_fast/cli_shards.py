@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--ray IN OUT`` of ``srr-fast rank`` and ``srr-fast generate``: a file of any length, shard by shard."""
+"""``--ray`` of ``srr-fast rank``, ``generate`` and ``extract``: files of any length, shard by shard."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar=("IN.jsonl", "OUT/"),
         help="answer every line on Ray actors, into part files; a run that was killed goes on where it stopped",
     )
+    add_actors(group)
+
+
+def add_actors(group: Any) -> None:
+    """How ``--ray`` is spread; group: of options, or a parser."""
     group.add_argument("--actors", type=int, default=2, metavar="K", help="0: in this process (%(default)s)")
     group.add_argument("--actor-gpus", type=float, default=0.0, metavar="G", help="of each actor (%(default)s)")
 
 
 def run(args: argparse.Namespace, **options: Any) -> None:
     """options: of :class:`srr_fast.shards.Job`."""
-    if args.actors < 0 or args.actor_gpus < 0:
-        args.parser.error("--actors and --actor-gpus must be at least 0")
+    check_actors(args)
     from .ray_shards import run
     from .shards import Job
 
     source, out = args.ray
     run(Job(source, out, args.model, args.ranker, **options), args.actors, gpus=args.actor_gpus)
+
+
+def check_actors(args: argparse.Namespace) -> None:
+    if args.actors < 0 or args.actor_gpus < 0:
+        args.parser.error("--actors and --actor-gpus must be at least 0")

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ SHARD_TOKENS = 1 << 15  # what a kill can lose
 SHARD_BYTES = 1 << 26
 
 Text = tuple[str, str | None]  # an instruction, and a response to it or None
+Elsewhere = Callable[[list[tuple[list[Text], int]]], None]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def extract(
     poolings: Sequence[str],
     cache_dir: str | Path | None = None,
     batch_tokens: int = 4096,
+    elsewhere: Elsewhere | None = None,
 ) -> dict[tuple[int, str], Features]:
     """The pooled states of B instructions and M responses for each layer and pooling, ``{(layer, pooling): Features}``.
 
@@ -67,6 +69,8 @@ def extract(
                or for more, is not read again, whichever list or file it came with. A folder serves any number of
                backbones, lists and processes.
     batch_tokens: positions in one forward; bounds memory. A longer sequence is run alone.
+    elsewhere: called with the texts of every shard that is missing, and its tokens, to give each of them to a
+               :class:`ShardWriter`, in any process and order; wants cache_dir.
 
     A text that occurs again is read once. The forward ends at the deepest layer. Sequences longer than the model takes
     are shortened, see :class:`srr_fast.reading.Reader`; a warning counts those read now. Interrupted at any moment and
@@ -75,14 +79,15 @@ def extract(
     """
     L = len(decoder_layers(model))
     _check_arguments(model, layers, poolings, batch_tokens, L)
+    if elsewhere is not None and cache_dir is None:
+        raise ValueError("extract: elsewhere wants a cache_dir, where the states are found")
     reader = Reader("extract", model, tokenizer)
-    names = [f"{k}.{pooling}" for k in layers for pooling in poolings]
     index: dict[Text, int] = {}
     asked = [index.setdefault((row.instruction, None), len(index)) for row in lists]
     answered = [
         index.setdefault((row.instruction, response.text), len(index)) for row in lists for response in row.responses
     ]
-    table = _Table(list(index), names, model.config.get_text_config(decoder=True).hidden_size)
+    table = _Table(list(index), _names(layers, poolings), model.config.get_text_config(decoder=True).hidden_size)
     if cache_dir is None:
         for keys, rows in _read_missing(model, reader, table, layers, poolings, batch_tokens):
             table.put(keys, rows)
@@ -92,9 +97,21 @@ def extract(
         if table.missing:
             with store.alone():
                 table.fill(store)
-                for keys, rows in _read_missing(model, reader, table, layers, poolings, batch_tokens):
-                    store.write(keys, rows)
-                    table.put(keys, rows)
+                if elsewhere is not None:
+                    readings = _missing(reader, table)
+                    elsewhere(
+                        [
+                            ([table.texts[key] for key in keys], sum(len(readings[key].ids) for key in keys))
+                            for keys in _shards(readings, table.row_bytes)
+                        ]
+                    )
+                    table.fill(store)
+                    if table.missing:
+                        raise RuntimeError(f"extract: {len(table.missing)} sequences were not read")
+                else:
+                    for keys, rows in _read_missing(model, reader, table, layers, poolings, batch_tokens):
+                        store.write(keys, rows)
+                        table.put(keys, rows)
     if reader.cut:
         warnings.warn(
             f"extract: {reader.cut} of {reader.count} sequences were longer than the {reader.most} tokens "
@@ -108,6 +125,37 @@ def extract(
             states = table.rows.pop(f"{k}.{pooling}")
             features[k, pooling] = Features(states[asked], states[answered], offsets)
     return features
+
+
+class ShardWriter:
+    """Reads the texts of one shard and writes their file into the cache; see ``elsewhere`` of :func:`extract`.
+
+    All arguments as :func:`extract` got them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        layers: Sequence[int],
+        poolings: Sequence[str],
+        cache_dir: str | Path,
+        batch_tokens: int,
+    ) -> None:
+        self.model, self.reader = model, Reader("extract", model, tokenizer)
+        self.layers, self.poolings, self.batch_tokens = layers, poolings, batch_tokens
+        self.store = ShardStore("extract", Path(cache_dir) / cache_name(model, tokenizer))
+
+    def __call__(self, texts: Sequence[Text]) -> None:
+        d = self.model.config.get_text_config(decoder=True).hidden_size
+        table = _Table(list(texts), _names(self.layers, self.poolings), d)
+        readings, keys = _missing(self.reader, table), list(table.at)
+        with TruncatedForward(self.model, state_modules(self.model, self.layers)) as forward:
+            rows = _states(
+                forward, table, readings, keys, self.layers, self.poolings, self.batch_tokens, progress_bar(0)
+            )
+        self.store.write(keys, rows)
 
 
 def cache_name(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -124,6 +172,12 @@ class _Table:
         self.at = {key: row for row, key in enumerate(self.texts)}
         self.rows = {name: torch.empty(len(texts), d) for name in names}
         self.missing = set(self.at)
+        self.d = d
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one text in a file."""
+        return 4 * self.d * len(self.rows)
 
     def put(self, keys: Sequence[bytes], rows: dict[str, Tensor]) -> None:
         at = [self.at[key] for key in keys]
@@ -145,6 +199,17 @@ def _read_missing(
     batch_tokens: int,
 ) -> Iterator[tuple[list[bytes], dict[str, Tensor]]]:
     """Keys and rows of what the table misses, shard by shard."""
+    readings = _missing(reader, table)
+    with (
+        TruncatedForward(model, state_modules(model, layers)) as forward,
+        progress_bar(sum(len(reading.ids) for reading in readings.values())) as progress,
+    ):
+        for keys in _shards(readings, table.row_bytes):
+            yield keys, _states(forward, table, readings, keys, layers, poolings, batch_tokens, progress)
+
+
+def _missing(reader: Reader, table: _Table) -> dict[bytes, Reading]:
+    """The readings of what the table misses."""
     missing = [(key, *text) for key, text in table.texts.items() if key in table.missing]
     keys = [key for key, _, response in missing if response is None]
     readings = dict(zip(keys, reader.instructions([table.texts[key][0] for key in keys]), strict=True))
@@ -152,23 +217,32 @@ def _read_missing(
     if pairs:
         keys, instructions, responses = map(list, zip(*pairs, strict=True))
         readings |= zip(keys, reader.pairs(instructions, responses), strict=True)
-    d = next(iter(table.rows.values())).shape[1] if table.rows else 0
-    with (
-        TruncatedForward(model, state_modules(model, layers)) as forward,
-        progress_bar(sum(len(reading.ids) for reading in readings.values())) as progress,
-    ):
-        for keys in _shards(readings, 4 * d * len(table.rows)):
-            pooled = pool_readings(
-                forward, [readings[key] for key in keys], poolings, batch_tokens=batch_tokens, progress=progress
-            )
-            yield (
-                keys,
-                {
-                    f"{k}.{pooling}": states[:, slot * d : (slot + 1) * d].cpu().contiguous()
-                    for slot, k in enumerate(layers)
-                    for pooling, states in zip(poolings, pooled, strict=True)
-                },
-            )
+    return readings
+
+
+def _states(
+    forward: TruncatedForward,
+    table: _Table,
+    readings: dict[bytes, Reading],
+    keys: Sequence[bytes],
+    layers: Sequence[int],
+    poolings: Sequence[str],
+    batch_tokens: int,
+    progress: Any,
+) -> dict[str, Tensor]:
+    """Rows by name of the keys of one shard."""
+    read = [readings[key] for key in keys]
+    pooled = pool_readings(forward, read, poolings, batch_tokens=batch_tokens, progress=progress)
+    d = table.d
+    return {
+        f"{k}.{pooling}": states[:, slot * d : (slot + 1) * d].cpu().contiguous()
+        for slot, k in enumerate(layers)
+        for pooling, states in zip(poolings, pooled, strict=True)
+    }
+
+
+def _names(layers: Sequence[int], poolings: Sequence[str]) -> list[str]:
+    return [f"{k}.{pooling}" for k in layers for pooling in poolings]
 
 
 def _shards(readings: dict[bytes, Reading], row_bytes: int) -> Iterator[list[bytes]]:

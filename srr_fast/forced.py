@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH_TOKENS = 16384  # where nobody says otherwise
+FORWARD_TOKENS = 128  # positions that cost about as much as one more forward
 
 Ids = Sequence[int]
 
@@ -127,8 +128,9 @@ def pool_given(
 
     Returns inst [B, d] and resp [M, d] in float32 on the model's device; a response without tokens is a row of NaN. A
     prompt that has no others is not run: its row is NaN too. Where every layer of the model's cache is a plain dynamic
-    one, a prompt with two responses or more is run once, beside the others of its length, and its cache shared;
-    elsewhere each sequence is run whole.
+    one, a prompt with two responses or more is run once, beside the others of its length, and its cache shared, unless
+    that would save less than another forward costs; elsewhere each sequence is run whole. What runs together differs
+    with the lists of a call, and so may the last bits of their states, as those of any forward do.
     """
     pooled: dict[tuple[int, int | None], Tensor] = {}  # (prompt, response); (prompt, None) is the prompt itself
     alone: list[tuple[int, int]] = []
@@ -145,22 +147,24 @@ def pool_given(
             return [one.to(model.device, torch.float32) for one in rows_pooled]
 
         shared: dict[int, list[int]] = {}  # prompts that share their cache, by their length: there is no padding
-        for b, answers in enumerate(responses):
-            some = [(b, i) for i, answer in enumerate(answers) if len(answer)]
-            if len(some) > 1 and _empty_cache(model) is not None:
+        some = [[(b, i) for i, answer in enumerate(answers) if len(answer)] for b, answers in enumerate(responses)]
+        cacheable = _empty_cache(model) is not None
+        for b, pairs in enumerate(some):
+            if len(pairs) > 1 and cacheable:
                 shared.setdefault(len(prompts[b]), []).append(b)
             else:
-                alone += some
+                alone += pairs
         for P, of_length in shared.items():
+            if P * sum(len(some[b]) - 1 for b in of_length) < FORWARD_TOKENS:
+                alone += [pair for b in of_length for pair in some[b]]
+                continue
             for group in _chunks(of_length, max(batch_tokens // P, 1)):
                 cache = _empty_cache(model)
                 (inst,) = read(
                     [prompts[b] for b in group], [(0, P)] * len(group), past_key_values=cache, use_cache=True
                 )
                 pooled |= {(b, None): row for b, row in zip(group, inst, strict=True)}
-                members = [
-                    (place, i) for place, b in enumerate(group) for i, answer in enumerate(responses[b]) if len(answer)
-                ]
+                members = [(place, i) for place, b in enumerate(group) for _, i in some[b]]
                 lengths = [len(responses[group[place]][i]) for place, i in members]
                 for batch in _batches(members, lengths, P, batch_tokens):
                     rows = [responses[group[place]][i] for place, i in batch]
@@ -293,10 +297,17 @@ def _selected(cache: DynamicCache | None, rows: list[int]) -> DynamicCache:
 
 
 def _batches(items: Sequence[Any], lengths: Sequence[int], prefix: int, budget: int) -> Iterator[list[Any]]:
-    """Items longest first, in batches of at most ``budget`` positions, ``prefix`` of them before every item."""
+    """Items longest first, in batches of at most ``budget`` positions, ``prefix`` of them before every item.
+
+    A batch ends early where padding what is left to its longest item would cost more than another forward.
+    """
     order = sorted(range(len(items)), key=lambda at: -lengths[at])
     while order:
-        rows = max(budget // (prefix + lengths[order[0]]), 1)
+        longest = lengths[order[0]]
+        rows = min(max(budget // (prefix + longest), 1), len(order))
+        saved = [(longest - lengths[at]) * (rows - row) for row, at in enumerate(order[:rows])]
+        if max(saved) > FORWARD_TOKENS:
+            rows = saved.index(max(saved))
         yield [items[at] for at in order[:rows]]
         order = order[rows:]
 

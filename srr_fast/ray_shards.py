@@ -1,26 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shards of a job on Ray Data actors. Only paths and shard numbers cross processes: texts, states and answers stay
-where they are read, computed and written."""
+"""Shards on Ray Data actors, a model in each. Paths, shard numbers and texts cross processes; states never do: they are
+used, or written, where they are computed."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from .shards import Job, Shard, Worker
 
 
-class _Actor:
-    """A batch of shards in, their numbers of lines out."""
+class _Work(Protocol):
+    """What an actor is made of: pickled, then asked once for a function of one shard, JSON values."""
 
-    def __init__(self, job: Job) -> None:
-        self.worker = Worker(job)
+    def worker(self) -> Callable[[Any], None]: ...
+
+
+@dataclass(frozen=True)
+class _Lines:
+    job: Job
+
+    def worker(self) -> Callable[[Any], None]:
+        worker = Worker(self.job)
+        return lambda shard: worker.run(Shard(*shard))
+
+
+@dataclass(frozen=True)
+class States:
+    """What ``srr-fast extract`` computes, by its options: model a hub id or a folder, cache_dir a folder, both seen by
+    every process; the rest as for :func:`srr_fast.extract.extract`."""
+
+    model: str
+    trust_remote_code: bool
+    layers: list[int]
+    poolings: list[str]
+    cache_dir: str
+    batch_tokens: int
+
+    def worker(self) -> Callable[[Any], None]:
+        from .backbone import load_backbone
+        from .extract import ShardWriter
+
+        model, tokenizer = load_backbone(self.model, trust_remote_code=self.trust_remote_code)
+        write = ShardWriter(
+            model,
+            tokenizer,
+            layers=self.layers,
+            poolings=self.poolings,
+            cache_dir=self.cache_dir,
+            batch_tokens=self.batch_tokens,
+        )
+        return lambda texts: write([(instruction, response) for instruction, response in texts])
+
+
+class _Actor:
+    """A shard in; its size out, and what is wrong with it, empty where nothing is: Ray would make a trace of that."""
+
+    def __init__(self, work: _Work) -> None:
+        self.run = work.worker()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for values in zip(*(batch[name].tolist() for name in Shard._fields), strict=True):
-            self.worker.run(Shard(*values))
-        return {"lines": batch["lines"]}
+        (shard,), fault = batch["shard"].tolist(), ""
+        try:
+            self.run(json.loads(shard))
+        except (OSError, TypeError, ValueError) as error:
+            fault = str(error) or type(error).__name__
+        return {"size": batch["size"], "fault": [fault]}
 
 
 def run(job: Job, actors: int, *, gpus: float = 0.0) -> None:
@@ -41,13 +90,22 @@ def run(job: Job, actors: int, *, gpus: float = 0.0) -> None:
                 worker.run(shard)
                 progress.update(shard.lines)
         elif missing:
-            for lines in _by_ray(job, missing, min(actors, len(missing)), gpus):
+            for lines in _by_ray(_Lines(job), [(list(shard), shard.lines) for shard in missing], actors, gpus):
                 progress.update(lines)
     if left := job.missing(shards):
         raise RuntimeError(f"{job.out}: {len(left)} of {len(shards)} shards were not written")
 
 
-def _by_ray(job: Job, missing: list[Shard], actors: int, gpus: float) -> Any:
+def extract(states: States, shards: list[Any], actors: int, *, gpus: float = 0.0) -> None:
+    """For ``elsewhere=`` of :func:`srr_fast.extract.extract`: its shards on actors, as :func:`run` has them."""
+    total = sum(tokens for _, tokens in shards)
+    with tqdm(total=total, desc="srr_fast: reading", unit="tok", unit_scale=True, disable=None) as progress:
+        for tokens in _by_ray(states, shards, actors, gpus):
+            progress.update(tokens)
+
+
+def _by_ray(work: _Work, shards: list[Any], actors: int, gpus: float) -> Iterator[int]:
+    """The size of each shard as it is done. shards: JSON values and sizes. Raises ValueError for one at fault."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -55,15 +113,18 @@ def _by_ray(job: Job, missing: list[Shard], actors: int, gpus: float) -> Any:
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # ours counts lines
-    rows = [shard._asdict() for shard in missing]
+    context.enable_progress_bars = False  # ours counts what is in the shards
+    rows = [{"shard": json.dumps(shard), "size": size} for shard, size in shards]
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Actor,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(work,),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
         num_cpus=1,
         num_gpus=gpus,
     )
     for batch in results.iter_batches(batch_size=1):
-        yield int(batch["lines"].sum())
+        (size,), (fault,) = batch["size"].tolist(), batch["fault"].tolist()
+        if fault:
+            raise ValueError(fault)
+        yield size

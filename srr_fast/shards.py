@@ -70,6 +70,7 @@ class Job:
         path = Path(self.out) / MANIFEST
         if path.exists():
             found = json.loads(path.read_text("utf-8"))
+            manifest = json.loads(json.dumps(manifest))  # as it was written: lists, not tuples
             differs = sorted(name for name in manifest | found if manifest.get(name) != found.get(name))
             if differs:
                 raise ValueError(f"{path} is of another job: {', '.join(differs)} differ; choose another folder")
@@ -146,9 +147,11 @@ def _lines(job: Job, shard: Shard) -> Iterator[tuple[int, Any]]:
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line)
-            except ValueError as error:
+                value = json.loads(line)
+                json.dumps(value, ensure_ascii=False).encode()  # half a character cannot be written again
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{job.source}: line {number} is not JSON: {error}") from error
+            yield number, value
 
 
 def _list_of(job: Job, number: int, value: Any) -> tuple[str, list[str]]:

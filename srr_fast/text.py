@@ -68,6 +68,7 @@ class TextRanker:
         self.model = model
         self.tokenizer = tokenizer
         self.most_tokens = most_tokens(model)
+        self.vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
         self.layers = layers_to_read(model, ranker.config, layers)
         self.scorer = ranker.prepare(model.device)
         self.calibration = ranker.calibration
@@ -214,17 +215,14 @@ class TextRanker:
 
     def _ids(self, what: str, value: Any, wanted: str) -> list[int]:
         """A copy of token ids; strings and conversations were dealt with before."""
-        if (
-            isinstance(value, bytes)
-            or not isinstance(value, Sequence)
-            or not all(isinstance(x, int) and not isinstance(x, bool) for x in value)
-        ):
+        if isinstance(value, bytes) or not isinstance(value, Sequence) or not set(map(type, value)) <= {int}:
             inside = {type(x).__name__ for x in value} if isinstance(value, Sequence) else ()
             got = type(value).__name__ + (f" of {'/'.join(sorted(inside))}" if inside else "")
             raise TypeError(f"rank: {what} must be {wanted}, got {got}")
-        vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
-        if value and not 0 <= min(value) <= max(value) < vocab_size:
-            raise ValueError(f"rank: {what} must have ids in 0 .. {vocab_size - 1}, got {min(value)} .. {max(value)}")
+        if value and not 0 <= min(value) <= max(value) < self.vocab_size:
+            raise ValueError(
+                f"rank: {what} must have ids in 0 .. {self.vocab_size - 1}, got {min(value)} .. {max(value)}"
+            )
         return list(value)
 
     def _check_lengths(self, prompt_ids: list[list[int]], answer_ids: list[list[list[int]]]) -> None:

@@ -22,7 +22,7 @@ from srr_fast import backbone
 from srr_fast import extract as module
 from srr_fast.cli import main
 from srr_fast.decoder import decoder_layers
-from srr_fast.extract import Features, extract
+from srr_fast.extract import Features, ShardWriter, extract
 from srr_fast.generation import BestOfN
 from srr_fast.lists import LabelledList, LabelledResponse, write_lists
 from srr_fast.ranker import Calibration
@@ -431,6 +431,38 @@ DAMAGES = {
     "cut off": lambda path: os.truncate(path, path.stat().st_size // 2),
     "empty": lambda path: path.write_bytes(b""),
 }
+
+
+def test_shards_may_be_written_elsewhere_in_any_order(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "SHARD_TOKENS", 60)
+    model, words = tiny("llama"), tokenizer(CHAT_TEMPLATE)
+    options = dict(layers=(1, 3), poolings=POOLINGS, batch_tokens=64)
+    here = extract(model, words, many(30), cache_dir=tmp_path / "here", **options)
+    writer = ShardWriter(model, words, cache_dir=tmp_path / "there", **options)
+    given = []
+
+    def elsewhere(shards):
+        given.append(len(shards))
+        for texts, tokens in reversed(shards):
+            assert 0 < tokens <= 60 and all(isinstance(instruction, str) for instruction, _ in texts)
+            writer(texts)
+
+    there = extract(model, words, many(30), cache_dir=tmp_path / "there", elsewhere=elsewhere, **options)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "here").rglob("*.safetensors")}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "there").rglob("*.safetensors")}
+    assert given == [len(files)] and len(files) > 5
+    for key, features in here.items():
+        for one, other in zip(features.resp, there[key].resp, strict=True):
+            assert torch.equal(one, other)
+    removed = sorted((tmp_path / "there").rglob("*.safetensors"))[2]
+    removed.unlink()
+    extract(model, words, many(30), cache_dir=tmp_path / "there", elsewhere=elsewhere, **options)
+    assert given == [len(files), 1] and removed.read_bytes() == files[removed.name]
+    removed.unlink()
+    with pytest.raises(RuntimeError, match="were not read"):
+        extract(model, words, many(30), cache_dir=tmp_path / "there", elsewhere=lambda shards: None, **options)
+    with pytest.raises(ValueError, match="elsewhere wants a cache_dir"):
+        extract(model, words, many(3), elsewhere=elsewhere, **options)
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from srr_fast import fingerprint, reference
+from srr_fast import fingerprint, forced, reference
 from srr_fast.config import RankerConfig
 from srr_fast.decoder import decoder_layers
 from srr_fast.forced import TruncatedForward, pool_given
@@ -73,6 +73,8 @@ def test_prompts_of_one_length_are_read_together(name, monkeypatch):
     model, ranker = tiny(name), make_ranker()
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14, 15, 16], [17, 18, 19]]
     lists = [RESPONSES[:2], RESPONSES[:4], RESPONSES[3:], RESPONSES[:2]]
+    if name != "mamba":
+        monkeypatch.setattr(forced, "FORWARD_TOKENS", 9)
     seen, forward = [], TruncatedForward.__call__
     monkeypatch.setattr(
         TruncatedForward, "__call__", lambda self, ids, **inputs: seen.append(ids.shape) or forward(self, ids, **inputs)
@@ -80,7 +82,7 @@ def test_prompts_of_one_length_are_read_together(name, monkeypatch):
     many = ranker.rank_many(model, None, prompts, lists)
     for prompt, responses, ranked in zip(prompts, lists, many, strict=True):
         torch.testing.assert_close(scores_of(ranked), expected(model, ranker, prompt, responses), atol=1e-5, rtol=0)
-    shared = [(3, 3), (6, 7), (1, 6), (3, 7)]  # prompts, then responses, of each length
+    shared = [(3, 3), (1, 7), (5, 3), (1, 6), (3, 7)]  # of each length prompts, then responses
     assert [tuple(shape) for shape in seen] == (shared if name != "mamba" else [(9, 13)])
     seen.clear()
     ranker.rank_many(model, None, prompts, lists, batch_tokens=6)
@@ -141,7 +143,8 @@ def test_a_response_ends_before_eos():
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "bloom"])
-def test_upper_layers_and_head_are_not_called_and_the_prompt_is_read_once(name):
+def test_upper_layers_and_head_are_not_called_and_the_prompt_is_read_once(name, monkeypatch):
+    monkeypatch.setattr(forced, "FORWARD_TOKENS", 7 * 3)  # what a prompt of 7 read once saves over 4 responses
     model, ranker = fresh(name), make_ranker(layer=(1, 2))
     blocks, seen = decoder_layers(model), []
     blocks[0].register_forward_hook(
@@ -154,9 +157,25 @@ def test_upper_layers_and_head_are_not_called_and_the_prompt_is_read_once(name):
     shapes = [tuple(states.shape[:2]) for states in seen]
     assert shapes == [(1, 7), (4, 7)]
     assert [len(block._forward_hooks) for block in blocks] == hooks
+    seen.clear()
+    monkeypatch.setattr(forced, "FORWARD_TOKENS", 7 * 3 + 1)  # another forward is worth more
+    ranker.rank(model, None, PROMPTS[0], RESPONSES)
+    assert [tuple(states.shape[:2]) for states in seen] == [(4, 14)]
 
 
-def test_batches_hold_no_more_than_the_bound():
+def test_many_short_responses_are_not_padded_to_a_long_one():
+    model, seen = fresh("llama"), []
+    model.model.layers[0].register_forward_hook(lambda m, a, out: seen.append(tuple(out.shape[:2])))
+    responses = [*([[40]] * 50), [41] * 20, *([[42, 43]] * 50), [44] * 18]
+    ranked = make_ranker().rank(model, None, PROMPTS[0], responses)
+    assert seen == [(1, 7), (2, 20), (100, 2)]
+    torch.testing.assert_close(
+        scores_of(ranked), expected(model, make_ranker(), PROMPTS[0], responses), atol=1e-5, rtol=0
+    )
+
+
+def test_batches_hold_no_more_than_the_bound(monkeypatch):
+    monkeypatch.setattr(forced, "FORWARD_TOKENS", 20)
     model, seen = fresh("llama"), []
     model.model.layers[0].register_forward_hook(lambda m, a, out: seen.append(tuple(out.shape[:2])))
     responses = [[40] * length for length in (2, 9, 1, 8, 3)]

@@ -7,44 +7,47 @@ import asyncio
 import base64
 import hashlib
 import itertools
+import json
+import logging
 import math
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from fastapi import FastAPI, Response
+from fastapi.responses import StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from .. import __version__
 from ..generation import BestOfNResult, Candidate
 from . import errors, schema
 from .batching import Batcher
-from .engine import Engine, Sampling
+from .engine import ChatItem, Engine, Sampling
 from .errors import RequestError
 from .guard import Guard
 from .metrics import Metrics
 
 T = TypeVar("T")
-RERANK, CHAT = "/v1/rerank", "/v1/chat/completions"
+RERANK, CHAT, CANDIDATES = "/v1/rerank", "/v1/chat/completions", "/v1/chat/candidates"
 PAGE = (Path(__file__).parent / "page.html").read_text("utf-8")
+SHORT = 4096  # characters that are tokenised in the event loop: sooner done than handed to another thread
 COLDEST = 0.01  # temperature; below it probabilities overflow
+_log = logging.getLogger(__name__)
+
+
+class JsonLines(StreamingResponse):
+    media_type = "application/x-ndjson"
 
 
 def create_app(engine: Engine) -> FastAPI:
     """The app; its lifespan starts and drains the batcher. What it does is in ``docs/serving.md``."""
     settings, metrics = engine.settings, Metrics()
-    encoding = 0  # requests that will soon be in the queue
-    batcher = Batcher(
-        engine.run,
-        max_rows=settings.batch_rows,
-        wait_s=settings.batch_wait_ms / 1e3,
-        coming=lambda: encoding > 0,
-    )
+    batcher = Batcher(engine.run, max_rows=settings.batch_rows)
     encoder = ThreadPoolExecutor(1, thread_name_prefix="srr_fast-encode")
     numbers = itertools.count(1)
     page = {"Content-Security-Policy": _policy(PAGE), "X-Content-Type-Options": "nosniff"}
@@ -70,14 +73,13 @@ def create_app(engine: Engine) -> FastAPI:
         if name not in (None, settings.name):
             raise RequestError(f"this server serves {settings.name!r}", "model", status=404, code="model_not_found")
 
-    async def encode(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
-        nonlocal encoding
+    async def encode(characters: int, function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
+        """What a function of the engine makes of texts, and its seconds."""
         start = time.perf_counter()
-        encoding += 1
-        try:
+        if characters <= SHORT:
+            encoded = function(*arguments)
+        else:
             encoded = await asyncio.get_running_loop().run_in_executor(encoder, function, *arguments)
-        finally:
-            encoding -= 1
         return encoded, time.perf_counter() - start
 
     @app.post("/v2/rerank", include_in_schema=False)
@@ -87,7 +89,8 @@ def create_app(engine: Engine) -> FastAPI:
         texts = request.texts
         if len(texts) > settings.documents:
             raise RequestError(f"at most {settings.documents} documents are ranked, got {len(texts)}", "documents")
-        item, encode_s = await encode(engine.encode_list, request.query, texts, request.max_tokens_per_doc)
+        characters = len(request.query) + sum(map(len, texts))
+        item, encode_s = await encode(characters, engine.encode_list, request.query, texts, request.max_tokens_per_doc)
         done = await batcher.submit(None, item, len(texts))
         metrics.stages(RERANK, done.joined, encode=encode_s, queue=done.queue_s, rank=done.run_s)
         metrics.tokens.labels("read").inc(item.tokens)
@@ -135,16 +138,19 @@ def create_app(engine: Engine) -> FastAPI:
             alone=0 if request.seed is None else next(numbers),
         )
 
-    @app.post(CHAT)
-    async def chat(request: schema.ChatRequest) -> schema.ChatResponse:
+    async def read_chat(request: schema.ChatRequest) -> _Asked:
         check_model(request.model)
         most = request.max_tokens or request.max_completion_tokens
         if most is not None and most > settings.new_tokens:
             raise RequestError(f"at most {settings.new_tokens} tokens are generated, got {most}", "max_tokens")
-        messages = [message.for_template() for message in request.messages]
-        (prompt_tokens, max_tokens), encode_s = await encode(engine.encode_chat, messages, most)
-        key = sampling(request, max_tokens)
-        done = await batcher.submit(key, messages, key.best_of)
+        messages: list[Mapping[str, Any]] = [message.for_template() for message in request.messages]
+        characters = sum(len(message["content"]) for message in messages)
+        (prompt_tokens, max_tokens), encode_s = await encode(characters, engine.encode_chat, messages, most)
+        return _Asked(request, sampling(request, max_tokens), ChatItem(messages), prompt_tokens, encode_s)
+
+    async def answer_chat(asked: _Asked) -> schema.ChatResponse:
+        request, key, item, prompt_tokens, encode_s = asked
+        done = await batcher.submit(key, item, key.best_of)
         result: BestOfNResult = done.result
         times = result.timings
         metrics.stages(
@@ -194,6 +200,20 @@ def create_app(engine: Engine) -> FastAPI:
             ),
         )
 
+    @app.post(CHAT)
+    async def chat(request: schema.ChatRequest) -> schema.ChatResponse:
+        return await answer_chat(await read_chat(request))
+
+    @app.post(
+        CANDIDATES,
+        response_class=JsonLines,
+        responses={200: {"model": schema.CandidateLine | schema.AnswerLine, "description": "A JSON document a line"}},
+    )
+    async def candidates(request: schema.ChatRequest) -> JsonLines:
+        lines = _lines(await read_chat(request), answer_chat)
+        first = await anext(lines)  # an error until then has its own status
+        return JsonLines(_encoded(first, lines))
+
     @app.get("/v1/models")
     async def models() -> schema.ServedModels:
         return schema.ServedModels(data=[schema.ServedModel(id=settings.name)])
@@ -213,6 +233,52 @@ def create_app(engine: Engine) -> FastAPI:
     routes = {path for route in app.routes if (path := getattr(route, "path", None)) is not None}
     app.add_middleware(Guard, settings=settings, metrics=metrics, routes=routes)
     return app
+
+
+class _Asked(NamedTuple):
+    """A chat request that will be answered."""
+
+    request: schema.ChatRequest
+    key: Sampling
+    item: ChatItem
+    prompt_tokens: int
+    encode_s: float
+
+
+Line = schema.CandidateLine | schema.AnswerLine
+
+
+async def _lines(
+    asked: _Asked, answer: Callable[[_Asked], Coroutine[Any, Any, schema.ChatResponse]]
+) -> AsyncGenerator[Line, None]:
+    """Every candidate as soon as it is finished, then the answer. Raises what the answer raised."""
+    loop = asyncio.get_running_loop()
+    heard: asyncio.Queue[Line | None] = asyncio.Queue()
+
+    def hear(index: int, n_tokens: int, text: str) -> None:
+        one = schema.FinishedCandidate(index=index, n_tokens=n_tokens, text=_cut(text, asked.key.stop))
+        loop.call_soon_threadsafe(heard.put_nowait, schema.CandidateLine(candidate=one))
+
+    task = asyncio.create_task(answer(asked._replace(item=asked.item._replace(heard=hear))))
+    task.add_done_callback(lambda _: heard.put_nowait(None))
+    try:
+        while (line := await heard.get()) is not None:
+            yield line
+        yield schema.AnswerLine(answer=await task)
+    finally:
+        task.cancel()
+
+
+async def _encoded(first: Line, rest: AsyncGenerator[Line, None]) -> AsyncIterator[bytes]:
+    """The lines as they are sent; an error in place of what did not come."""
+    async with aclosing(rest):
+        yield first.model_dump_json().encode() + b"\n"
+        try:
+            async for line in rest:
+                yield line.model_dump_json().encode() + b"\n"
+        except Exception:
+            _log.exception("%s: failed after its first line", CANDIDATES)
+            yield json.dumps(errors.body(500, errors.BROKEN)).encode() + b"\n"
 
 
 def _choices(engine: Engine, key: Sampling, result: BestOfNResult, n: int) -> list[schema.Choice]:

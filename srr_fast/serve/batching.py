@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
     joined: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     key: Hashable
     item: Any
@@ -38,14 +38,13 @@ class Batcher:
 
     run:      called in that thread with items of equal key, in the order they came.
     max_rows: rows run together; an item with more runs alone.
-    wait_s:   an idle worker waits so long after an item came for others to join it, while ``coming()`` says that
-              there may be others.
 
-    When a joined run raises, each of its items runs alone, so that only the one at fault fails.
+    An idle thread waits for nothing: what has queued by the time it is free is what it takes. When a joined run raises,
+    each of its items runs alone, so that only the one at fault fails.
     """
 
-    def __init__(self, run: Run, *, max_rows: int, wait_s: float, coming: Callable[[], bool] = lambda: True) -> None:
-        self._run, self._max_rows, self._wait_s, self._coming = run, max_rows, wait_s, coming
+    def __init__(self, run: Run, *, max_rows: int) -> None:
+        self._run, self._max_rows = run, max_rows
         self._queue: deque[_Job] = deque()
         self._changed = asyncio.Event()
         self._closing = False
@@ -60,10 +59,15 @@ class Batcher:
         """The outcome of one item; raises what its run raised. Cancelled while it waits, the item is not run."""
         if self._closing:
             raise RuntimeError("Batcher: is closed")
-        future = asyncio.get_running_loop().create_future()
-        self._queue.append(_Job(key, item, rows, future))
+        job = _Job(key, item, rows, asyncio.get_running_loop().create_future())
+        self._queue.append(job)
         self._changed.set()
-        return await future
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            if job in self._queue:  # else it would stay there, and hold its item, as long as the worker is busy
+                self._queue.remove(job)
+            raise
 
     async def close(self) -> None:
         """Take nothing more; returns when all that was taken has run."""
@@ -79,22 +83,9 @@ class Batcher:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
-            await self._others(self._queue[0])
             batch = self._take()
             if batch:
                 await self._serve(batch)
-
-    async def _others(self, head: _Job) -> None:
-        """Wait until the head's batch is full or its time is up."""
-        while self._coming() and not self._closing:
-            left = head.arrived + self._wait_s - time.perf_counter()
-            if left <= 0 or sum(job.rows for job in self._queue if job.key == head.key) >= self._max_rows:
-                return
-            self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), left)
-            except asyncio.TimeoutError:
-                return
 
     def _take(self) -> list[_Job]:
         """The next jobs of one key that somebody still waits for, out of the queue."""
@@ -123,6 +114,8 @@ class Batcher:
                 [job.item for job in batch],
                 lambda: all(job.future.done() for job in batch),
             )
+            if len(results) != len(batch):
+                raise RuntimeError(f"Batcher: run must return {len(batch)} results, got {len(results)}")
         except Exception as error:
             if len(batch) > 1:
                 for job in batch:

@@ -49,6 +49,14 @@ class Sampling:
     alone: int = 0
 
 
+class ChatItem(NamedTuple):
+    """A conversation to be answered. heard: told of every candidate, in the worker thread, as soon as it is finished:
+    its index, its tokens, its text."""
+
+    messages: list[Mapping[str, Any]]
+    heard: Callable[[int, int, str], None] | None = None
+
+
 class Engine:
     """One model, its tokenizer and its ranker. ``encode_*`` may run in any thread; ``run`` in one at a time."""
 
@@ -57,6 +65,7 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.tokenizer = tokenizer
+        prompts.encode_responses(tokenizer, ["a"])  # what a first call changes in it must not change between threads
         self.ranker = ranker
         self.best_of_n = BestOfN(model, tokenizer, ranker)
         self.reader = TextRanker(model, None, ranker)  # of ids: it need not decode them again
@@ -110,15 +119,13 @@ class Engine:
         return "length" if len(token_ids) >= max_tokens and token_ids[-1] not in self.eos else "stop"
 
     def run(self, key: Sampling | None, items: list[Any], abandoned: Callable[[], bool]) -> Sequence[Any]:
-        """Results of rerank items (key None) or of conversations to be answered alike."""
+        """Results of rerank items (key None) or of chat items to be answered alike."""
         return self._rank(items) if key is None else self._generate(key, items, abandoned)
 
     def _rank(self, items: list[RankItem]) -> list[list[RankedResponse]]:
         return self.reader.rank_many([item.prompt for item in items], [item.responses for item in items])
 
-    def _generate(
-        self, key: Sampling, conversations: list[list[Mapping[str, Any]]], abandoned: Callable[[], bool]
-    ) -> list[BestOfNResult]:
+    def _generate(self, key: Sampling, items: list[ChatItem], abandoned: Callable[[], bool]) -> list[BestOfNResult]:
         options: dict[str, Any] = {"max_new_tokens": key.max_tokens}
         if key.temperature == 0:
             options["do_sample"] = False
@@ -129,11 +136,13 @@ class Engine:
         stops: list[StoppingCriteria] = [_Abandoned(abandoned)]
         if key.stop:
             stops.append(_StopTexts(self.tokenizer, key.stop))
+        if any(item.heard for item in items):
+            stops = [_Finished(self, key, items, stops)]
         with torch.random.fork_rng(enabled=key.seed is not None):
             if key.seed is not None:
                 torch.manual_seed(key.seed)
             return self.best_of_n.generate(
-                conversations,
+                [item.messages for item in items],
                 key.best_of,
                 min_safety=key.min_safety,
                 fallback=key.fallback,
@@ -150,6 +159,32 @@ class _Abandoned(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         return torch.full((len(input_ids),), self.abandoned(), device=input_ids.device)
+
+
+class _Finished(StoppingCriteria):
+    """Ends what others end, and tells who asked of every candidate that has ended, for whatever reason."""
+
+    def __init__(self, engine: Engine, key: Sampling, items: list[ChatItem], others: list[StoppingCriteria]) -> None:
+        self.engine, self.key, self.items, self.others = engine, key, items, others
+        self.told: set[int] = set()
+        self.prompt: int | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        if self.prompt is None:
+            self.prompt = input_ids.shape[1] - 1
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for one in self.others:
+            ended |= one(input_ids, scores, **kwargs)
+        last, generated = input_ids[:, -1].tolist(), input_ids.shape[1] - self.prompt
+        for row, (token, stopped) in enumerate(zip(last, ended.tolist(), strict=True)):
+            if row in self.told or not (stopped or token in self.engine.eos or generated >= self.key.max_tokens):
+                continue
+            self.told.add(row)
+            item, index = self.items[row // self.key.best_of], row % self.key.best_of
+            if item.heard is not None:
+                ids = input_ids[row, self.prompt :].tolist()
+                item.heard(index, generated, str(self.engine.tokenizer.decode(ids, skip_special_tokens=True)))
+        return ended
 
 
 class _StopTexts(StoppingCriteria):

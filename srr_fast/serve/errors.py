@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 SHOWN = 3  # faults of one body that are named
+BROKEN = "the server failed to answer this request; its log says why"
 
 
 class Fault(BaseModel):
@@ -35,13 +36,17 @@ class RequestError(ValueError):
         self.param, self.status, self.code = param, status, code
 
 
-def response(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    """An error as it goes to the client."""
+def body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """An error in its one shape."""
     kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
     kind = "server_error" if status >= 500 else kind
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def response(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
+    """An error as it goes to the client."""
     headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(status)
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status, headers=headers)
+    return JSONResponse(body(status, message, param, code), status, headers=headers)
 
 
 def install(app: FastAPI) -> None:
@@ -69,4 +74,4 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
-        return response(500, "the server failed to answer this request; its log says why")
+        return response(500, BROKEN)

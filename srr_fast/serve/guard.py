@@ -29,7 +29,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, routes: Container[str]) -> None:
         self.app, self.settings, self.metrics, self.routes = app, settings, metrics, routes
         self.in_flight = 0
-        self.digest = None if settings.token is None else _digest(settings.token.encode())
+        self.digest = None if settings.token is None else _digest(settings.token.strip().encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

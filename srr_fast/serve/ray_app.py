@@ -88,15 +88,18 @@ class Ingress:
 
         @app.api_route("/{path:path}", methods=["GET", "POST"])
         async def pass_on(request: Request) -> Response:
-            parts = request.method, request.url.path, request.scope["headers"], await request.body()
+            body = (
+                await request.body() if request.method == "POST" else b""
+            )  # the guard has read, and limited, no other
+            parts = request.method, request.url.path, request.scope["headers"], body
             for _ in range(ATTEMPTS):
                 try:
-                    status, headers, body = await self.replica.answer.remote(*parts)
+                    status, headers, answered = await self.replica.answer.remote(*parts)
                 except RayActorError:
                     continue
                 except BackPressureError:
                     return errors.response(429, "all replicas are busy; try again")
-                answer = Response(body, status)
+                answer = Response(answered, status)
                 answer.raw_headers = headers
                 return answer
             return errors.response(503, f"{ATTEMPTS} replicas died over this request")

@@ -233,6 +233,27 @@ class ChatResponse(BaseModel):
     ranking: Ranking
 
 
+class FinishedCandidate(BaseModel):
+    """One sampled answer that nobody has judged yet. index: in ``ranking.candidates``."""
+
+    index: int
+    n_tokens: int
+    text: str
+
+
+class CandidateLine(BaseModel):
+    """Of a stream of candidates, in the order they are finished; sent again where a run had to be repeated."""
+
+    candidate: FinishedCandidate
+
+
+class AnswerLine(BaseModel):
+    """The last line of a stream of candidates. A stream that ends without it was given up, or its last line has the
+    error."""
+
+    answer: ChatResponse
+
+
 class ServedModel(BaseModel):
     id: str
     object: Literal["model"] = "model"

@@ -22,7 +22,6 @@ class Settings:
     concurrency:   POST requests in flight; the next is answered 429.
     timeout_s:     seconds from a request's first byte to its answer; then 504, or 408 while its body is still coming.
     batch_rows:    documents or candidates run together; one request is never split, 1 joins none.
-    batch_wait_ms: how long the first request of a batch waits, at most, for others that are being read.
     token:         bearer token that requests must carry; None: none is asked for.
     """
 
@@ -36,15 +35,14 @@ class Settings:
     concurrency: int = 256
     timeout_s: float = 60.0
     batch_rows: int = 256
-    batch_wait_ms: float = 2.0
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("best_of", "documents", "candidates", "tokens", "new_tokens", "body_bytes", "concurrency"):
             if getattr(self, name) < 1:
                 raise ValueError(f"serve: {name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_rows < 1 or self.batch_wait_ms < 0 or not self.timeout_s > 0:
-            raise ValueError("serve: batch_rows must be at least 1, batch_wait_ms at least 0, timeout_s above 0")
+        if self.batch_rows < 1 or not self.timeout_s > 0:
+            raise ValueError("serve: batch_rows must be at least 1, timeout_s above 0")
         if self.best_of > self.candidates:
             raise ValueError(f"serve: best_of must be at most candidates={self.candidates}, got {self.best_of}")
         if self.token is not None and not self.token.strip():

@@ -19,6 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from srr_fast import minichat
+from srr_fast.cli import main
+from srr_fast.lists import LabelledList, LabelledResponse, write_lists
 from srr_fast.ray_shards import run
 from srr_fast.shards import Job
 
@@ -32,6 +35,7 @@ import ray, sys
 ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
 """
 RANK = INIT + "from srr_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+EXTRACT = "import srr_fast.extract; srr_fast.extract.SHARD_TOKENS = 4096\n" + RANK
 SERVE = INIT + (
     "from ray import serve; from srr_fast.serve import ray_app\n"
     "serve.start(http_options={'host': '127.0.0.1', 'port': int(sys.argv[1])})\n"
@@ -110,6 +114,36 @@ def test_an_actor_killed_in_the_middle_loses_nothing(tmp_path):
         assert (out / name).read_bytes() == (here / name).read_bytes(), name
     numbers = [json.loads(line)["line"] for name in names for line in (out / name).read_text().splitlines()]
     assert numbers == list(range(2000))
+
+
+def test_a_line_at_fault_is_said_in_one_line(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"query": "How?", "documents": ["No."]}\n{"query": 3}\n')
+    with driver(RANK, "rank", "--ray", str(source), str(tmp_path / "out"), "--actors", "1") as process:
+        printed, _ = process.communicate(timeout=250)
+    assert process.returncode == 2 and "Traceback" not in printed
+    assert printed.splitlines()[-1].startswith(f"srr-fast rank: {source}: line 1 is no list of responses")
+
+
+def test_an_actor_killed_while_states_are_extracted_loses_nothing(tmp_path, monkeypatch):
+    lists = []
+    for i in range(700):
+        responses = [LabelledResponse(f"Look around you {j} times. " * (1 + (i + j) % 5)) for j in range(5)]
+        lists.append(LabelledList(f"How do I open the jar of number {i}?", tuple(responses), f"lists-{i}", "lists"))
+    source, out, here = tmp_path / "lists.jsonl", tmp_path / "out", tmp_path / "here"
+    write_lists(source, lists)
+    options = ["extract", "--model", str(minichat.MODEL_FOLDER), "--data", str(source), "--layers", "all"]
+    with driver(EXTRACT, *options, "--out", str(out), "--ray", "--actors", "2") as process:
+        until(lambda: len(list(out.rglob("*.safetensors"))) >= 2 or process.poll() is not None)
+        actors = workers(process, "ray::MapWorker")
+        assert len(actors) == 2 and process.poll() is None
+        os.kill(actors[0], signal.SIGKILL)
+        printed, _ = process.communicate(timeout=250)
+    assert process.returncode == 0, printed
+    monkeypatch.setattr("srr_fast.extract.SHARD_TOKENS", 4096)
+    assert main([*options, "--out", str(here)]) == 0
+    files = {path.name: path.read_bytes() for path in here.rglob("*.safetensors")}
+    assert len(files) > 20 and files == {path.name: path.read_bytes() for path in out.rglob("*.safetensors")}
 
 
 def test_a_replica_killed_under_load_loses_no_request():

@@ -117,15 +117,28 @@ def test_a_folder_holds_one_job(source, tmp_path):
         run(Job(str(source), out), 0)
 
 
+def test_a_job_that_prunes_goes_on(tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out"
+    source.write_text('"What is rain?"\n')
+    command = ["generate", "--ray", str(source), str(out), "--actors", "0", "--n", "4", "--max-new-tokens", "8"]
+    for _ in range(2):
+        assert main([*command, "--prune", "3:0.5"]) == 0
+    assert [one["prompt"] for one in answers(out)] == ["What is rain?"]
+    assert main([*command, "--prune", "3:0.25"]) == 2
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", "line 1 is not JSON"),
+        ("[" * 100_000, "line 1 is not JSON"),
+        ('{"query": "\\ud800", "documents": ["No."]}', "line 1 is not JSON"),
         ('{"query": "How?"}', "line 1 is no list of responses"),
         ('{"documents": ["No."]}', "line 1 is no list of responses"),
         ('{"query": "How?", "documents": [3]}', "line 1 is no list of responses"),
         ("3", "line 1 is no list of responses"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_lines_that_cannot_be_read(tmp_path, line, message, capsys):
     source = tmp_path / "in.jsonl"

@@ -114,6 +114,39 @@ def test_stop_strings_end_an_answer_and_are_left_out(client):
     assert prompted["ranking"]["candidates"][0]["n_tokens"] > 1 or plain[0].startswith("w30")
 
 
+@pytest.mark.parametrize("stop", [None, "w3"])
+def test_candidates_come_as_they_are_finished_then_the_answer(client, stop):
+    body = {"messages": USER, "seed": 5, "best_of": 6, "max_tokens": 8, "return_candidates": True, "stop": stop}
+    want = client.post("/v1/chat/completions", json=body).json()
+    answer = client.post("/v1/chat/candidates", json=body)
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    *candidates, last = [json.loads(line) for line in answer.text.splitlines()]
+    got, candidates = last["answer"], [one["candidate"] for one in candidates]
+    assert got["choices"] == want["choices"] and got["ranking"]["candidates"] == want["ranking"]["candidates"]
+    assert sorted(one["index"] for one in candidates) == list(range(6))
+    lengths = [one["n_tokens"] for one in candidates]
+    assert lengths == sorted(lengths) and (stop is None or lengths[0] < lengths[-1])
+    for one in candidates:
+        final = got["ranking"]["candidates"][one["index"]]
+        assert (one["text"], one["n_tokens"]) == (final["text"], final["n_tokens"])
+
+
+def test_a_stream_of_candidates_that_fails(client, monkeypatch):
+    assert client.post("/v1/chat/candidates", json={"messages": []}).status_code == 400
+    generate = BestOfN.generate
+
+    def late(*arguments, **options):
+        generate(*arguments, **options)
+        raise RuntimeError("a secret")
+
+    for broken, status in ((late, 200), (lambda *_, **__: 1 / 0, 500)):
+        monkeypatch.setattr(BestOfN, "generate", broken)
+        answer = client.post("/v1/chat/candidates", json={"messages": USER, "max_tokens": 2})
+        assert answer.status_code == status and "secret" not in answer.text
+        *candidates, last = [json.loads(line) for line in answer.text.splitlines()]
+        assert last["error"]["type"] == "server_error" and len(candidates) == (4 if status == 200 else 0)
+
+
 def test_conversations_and_parts(client):
     parts = [{"type": "text", "text": "w30 "}, {"type": "text", "text": "w31"}]
     options = {"seed": 2, "max_tokens": 3}
@@ -254,7 +287,14 @@ def test_the_other_routes(client):
     wrong = client.get("/v1/rerank")
     assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/rerank", "/v1/chat/completions", "/v1/models", "/healthz", "/metrics"}
+    assert set(paths) == {
+        "/v1/rerank",
+        "/v1/chat/completions",
+        "/v1/chat/candidates",
+        "/v1/models",
+        "/healthz",
+        "/metrics",
+    }
     assert set(paths["/v1/rerank"]["post"]["responses"]) == {"200", "4XX", "5XX"}
     client.post("/v1/rerank", json={"query": "w30", "documents": ["w40"]})
     text = client.get("/metrics").text

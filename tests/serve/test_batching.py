@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -27,7 +29,7 @@ class Runs:
         self.abandoned.append(abandoned())
         if "bad" in items:
             raise ValueError("bad")
-        return [item * 2 for item in items]
+        return [item * 2 for item in items if item != "few"]
 
 
 def run(scenario, **options):
@@ -35,7 +37,7 @@ def run(scenario, **options):
     runs = Runs()
 
     async def main():
-        batcher = Batcher(runs, **({"max_rows": 8, "wait_s": 0.0} | options))
+        batcher = Batcher(runs, **({"max_rows": 8} | options))
         batcher.start()
         try:
             return await asyncio.wait_for(scenario(batcher, runs), 20)
@@ -82,20 +84,6 @@ def test_what_waits_is_joined_by_key_in_order_up_to_the_rows():
     assert [one.result for one in outcomes] == [2 * t for t in ("first", "a", "b", "x", "c", "d", "e", "big")]
     assert [one.joined for one in outcomes] == [1, 4, 4, 1, 1, 4, 4, 1]
     assert all(one.queue_s >= 0 and one.run_s >= 0 for one in outcomes)
-
-
-def test_an_idle_worker_waits_for_a_full_batch_but_not_longer_than_it_may():
-    async def full(batcher, runs):
-        runs.gate.set()
-        return await asyncio.gather(*await submit(batcher, *"abcd"))
-
-    outcomes, runs = run(full, max_rows=4, wait_s=60.0)  # would time out if it waited on
-    assert runs.seen == [("k", list("abcd"))] and outcomes[0].joined == 4
-
-    outcomes, runs = run(full, max_rows=5, wait_s=0.05)
-    assert runs.seen == [("k", list("abcd"))] and outcomes[0].queue_s >= 0.05
-
-    run(full, max_rows=5, wait_s=60.0, coming=lambda: False)  # nor when nobody is coming
 
 
 def test_one_row_joins_nothing():
@@ -152,11 +140,33 @@ def test_closing_runs_what_was_taken_and_takes_no_more():
     assert results == ["firstfirst", "aa", "bb"]
 
 
-def test_closing_waits_for_no_others():
+def test_what_nobody_waits_for_is_not_kept_while_the_worker_is_busy():
+    class Item:
+        pass
+
+    async def scenario(batcher, runs):
+        first, left = await busy(batcher, runs), Item()
+        kept = weakref.ref(left)
+        (task,) = await submit(batcher, left)
+        del left
+        task.cancel()
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+        assert kept() is None and not first.done()
+        runs.gate.set()
+        await first
+
+    run(scenario)
+
+
+def test_a_run_that_answers_too_few_fails_and_the_next_one_is_served():
     async def scenario(batcher, runs):
         runs.gate.set()
+        (task,) = await submit(batcher, "few")
+        with pytest.raises(RuntimeError, match="1 results, got 0"):
+            await task
         (task,) = await submit(batcher, "a")
-        await batcher.close()
-        return task.result().result
+        return (await task).result
 
-    assert run(scenario, wait_s=60.0)[0] == "aa"  # would time out if it waited on
+    assert run(scenario)[0] == "aa"

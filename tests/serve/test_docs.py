@@ -37,6 +37,6 @@ def test_the_python_of_serving_md(capsys):
 def test_the_commands_of_serving_md():
     lines = [line for block in blocks("docs/serving.md", "bash") for line in block.splitlines()]
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("srr-fast")]
-    assert {command[0] for command in commands} == {"serve", "rank", "generate"}
+    assert {command[0] for command in commands} == {"serve", "rank", "generate", "extract"}
     for command in commands:
         build_parser().parse_args(command)

@@ -14,6 +14,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+
+from srr_fast.cli import main
 
 LIST = {"query": "w30 w31", "documents": ["w40 w41", "w43"]}
 TOKEN = "a-token-that-is-long-enough"
@@ -73,7 +76,14 @@ def test_a_wrong_token_never_gets_in(serve, httpx, headers, gate):
     _, _, address = serve(token=TOKEN)
     if isinstance(headers, dict):
         headers = {name: value.encode("latin-1") for name, value in headers.items()}
-    for path in ("/v1/rerank", "/v1/chat/completions", "/v2/rerank", "//v1/rerank", "/V1/rerank"):
+    for path in (
+        "/v1/rerank",
+        "/v1/chat/completions",
+        "/v1/chat/candidates",
+        "/v2/rerank",
+        "//v1/rerank",
+        "/V1/rerank",
+    ):
         answer = httpx.post(address + path, json=LIST, headers=headers)
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
         assert answer.json()["error"]["type"] == "authentication_error"
@@ -90,6 +100,13 @@ def test_the_token_gets_in(serve, httpx):
         answer = httpx.post(address + "/v1/rerank", json=LIST, headers={"Authorization": f"{scheme} {TOKEN}"})
         assert answer.status_code == 200
     assert httpx.get(address + "/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_a_token_read_from_a_file_with_its_newline_gets_in(serve, httpx):
+    _, _, address = serve(token=f"{TOKEN}\n")
+    assert (
+        httpx.post(address + "/v1/rerank", json=LIST, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    )
 
 
 def test_an_empty_token_is_no_token(make_engine):
@@ -139,7 +156,8 @@ def test_a_body_that_does_not_come_is_given_up(serve):
         assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_client_that_left_is_not_worked_for(serve, httpx, monkeypatch):
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/chat/candidates"])
+def test_a_client_that_left_is_not_worked_for(serve, httpx, monkeypatch, route):
     """Its answer ends early in the middle of generation."""
     engine, _, address = serve(new_tokens=100, timeout_s=60.0)
     seen = []
@@ -157,10 +175,39 @@ def test_a_client_that_left_is_not_worked_for(serve, httpx, monkeypatch):
     monkeypatch.setattr(engine.best_of_n, "generate", slowly)
     body = {"messages": [{"role": "user", "content": "w30"}], "max_tokens": 100}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(address + "/v1/chat/completions", json=body, timeout=0.5)
+        httpx.post(address + route, json=body, timeout=0.5)
     until(lambda: seen)
     assert seen[0] < 100
-    until(lambda: metric(httpx, address, 'srr_fast_requests_total{route="/v1/chat/completions",status="499"} 1.0'))
+    until(lambda: metric(httpx, address, f'srr_fast_requests_total{{route="{route}",status="499"}} 1.0'))
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_stream_ends_when_its_client_leaves_or_its_time_is_up(serve, httpx, monkeypatch, leaves):
+    """After its first line, with no answer; nothing is left behind."""
+    engine, _, address = serve(new_tokens=8, timeout_s=60.0 if leaves else 1.0)
+    ended = []
+
+    def never(items, key, abandoned):
+        items[0].heard(0, 1, "a candidate")
+        until(abandoned)
+        ended.append(True)
+        return [None]
+
+    monkeypatch.setattr(engine, "_generate", lambda key, items, abandoned: never(items, key, abandoned))
+    body = {"messages": [{"role": "user", "content": "w30"}]}
+    lines = []
+    with httpx.stream("POST", address + "/v1/chat/candidates", json=body, timeout=20) as answer:
+        assert answer.status_code == 200
+        try:
+            for line in answer.iter_lines():
+                lines.append(line)
+                if leaves:
+                    break
+        except httpx.RemoteProtocolError:  # it was cut off
+            assert not leaves
+    assert len(lines) == 1 and "a candidate" in lines[0]
+    until(lambda: ended)
+    until(lambda: metric(httpx, address, "srr_fast_in_flight 0.0"))
 
 
 def test_requests_that_came_together_run_together(serve, httpx, gate):
@@ -234,3 +281,21 @@ def test_the_command_serves_on_loopback_and_ends_on_sigterm_without_losing_a_req
     assert all(one.json()["choices"][0]["message"]["content"] for one in answers)
     running.wait(60)
     assert "Traceback" not in "".join(log) and "Finished server process" in "".join(log)
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, 2), ("3", 3)])
+def test_the_command_leaves_a_core_to_those_who_carry_requests(monkeypatch, given, threads):
+    pytest.importorskip("uvicorn", reason="the extra srr_fast[serve] is not installed")
+    for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "")  # what the command sets is gone with the test
+        monkeypatch.delenv(name)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    try:
+        assert main(["serve"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads] and os.environ["TOKENIZERS_PARALLELISM"] == "false"

@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 
 import pytest
+import torch
 
 HOSTILE = "<img src=x onerror=\"document.title='injected'\">"
 
@@ -38,6 +40,8 @@ def browser():
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_page_in_a_browser(serve, browser, monkeypatch):
+    from srr_fast.serve.engine import _Finished
+
     engine, _, address = serve(token="secret")
     page = browser.new_page()
     faults = []
@@ -52,24 +56,59 @@ def test_the_page_in_a_browser(serve, browser, monkeypatch):
     page.wait_for_selector("#status.error")
     assert "bearer token" in page.text_content("#status") and page.is_hidden("#result")
 
-    decode = engine.best_of_n._decode
-    monkeypatch.setattr(engine.best_of_n, "_decode", lambda tokens: [f"{HOSTILE} {text}" for text in decode(tokens)])
+    # Candidates come in one by one: the last one is held back until the page has shown the others.
+    decode, gate, finished = engine.tokenizer.decode, threading.Event(), []
+
+    def hostile(ids, **options):
+        return f"{HOSTILE} {decode(ids, **options)}"
+
+    def held(self, input_ids, scores, **options):
+        finished.append(len(self.told))
+        if len(finished) == 3:
+            assert gate.wait(60)
+        row = torch.zeros(len(input_ids), dtype=torch.bool)
+        row[: len(finished)] = True  # a candidate ends with every token, the last two with the last token
+        self.others = [lambda *_, **__: row]
+        return told(self, input_ids, scores, **options)
+
+    told = _Finished.__call__
+    monkeypatch.setattr(engine.tokenizer, "decode", hostile)
+    monkeypatch.setattr(_Finished, "__call__", held)
     page.fill("#token", "secret")
     page.click("#go")
-    page.wait_for_selector("#result", state="visible")
+    try:
+        page.wait_for_selector("#candidates li:nth-child(2)")
+        assert len(page.query_selector_all("#candidates li")) == 2
+        assert "2 of 5 candidates" in page.text_content("#status")
+        assert "as they are finished" in page.text_content("#order")
+        assert page.is_hidden("#answer") and page.is_hidden("#costs") and page.query_selector("meter") is None
+        assert HOSTILE in page.text_content("#candidate1")
+    finally:
+        gate.set()
+    page.wait_for_selector("#answer", state="visible")
     items = page.query_selector_all("#candidates li")
     assert len(items) == 5 and len(page.query_selector_all("#candidates li.chosen")) == 1
-    assert items[0].get_attribute("class") == "chosen"
+    assert items[0].get_attribute("class") == "chosen" and "best first" in page.text_content("#order")
     bars = [float(bar.get_attribute("value")) for bar in page.query_selector_all("#candidates meter")]
     assert bars == sorted(bars, reverse=True) and -1 <= bars[-1] < bars[0] <= 1
     assert page.text_content("#answer").startswith(HOSTILE) and HOSTILE in items[1].text_content()
     assert page.query_selector("img") is None and page.title() == "srr_fast"
     costs = page.text_content("#stages")
     assert all(stage in costs for stage in ("waiting", "sampling", "pooling", "ranking")) and "NaN" not in costs
+    monkeypatch.setattr(_Finished, "__call__", told)
 
     page.fill("#min_safety", "1")
     page.click("#go")
     page.wait_for_selector("#answer.none", state="visible")
     assert "below min_safety" in page.text_content("#answer")
     assert len(page.query_selector_all("#candidates li.chosen")) == 0
+
+    def broken(self, *_, **__):
+        self.items[0].heard(0, 1, "a candidate")
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(_Finished, "__call__", broken)
+    page.click("#go")
+    page.wait_for_selector("#status.error")
+    assert "its log says why" in page.text_content("#status") and page.is_hidden("#answer")
     assert faults == []
