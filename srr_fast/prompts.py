@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,8 +32,40 @@ def encode(op: str, tokenizer: PreTrainedTokenizerBase | None, prompt: str | Seq
 
 
 def encode_responses(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str]) -> list[list[int]]:
-    """Token ids of answers that were given as texts: no special tokens."""
-    return tokenizer(list(responses), add_special_tokens=False)["input_ids"] if responses else []
+    """Token ids of answers that were given as texts: no special tokens, and what is spelled like one is read as text.
+
+    Otherwise an answer that spells the end of sequence would be judged by what comes before it alone.
+    """
+    if not responses:
+        return []
+    ids: list[list[int]] = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+    special = _special_ids(tokenizer)
+    for i, own in enumerate(ids):
+        if not special.isdisjoint(own):
+            ids[i] = _speller(tokenizer)(responses[i], add_special_tokens=False)["input_ids"]
+    return ids
+
+
+# Of a tokenizer, for as long as it lives: both take long to make.
+_SPECIAL_IDS: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
+_SPELLERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    """But for the unknown token, which text may well have."""
+    if tokenizer not in _SPECIAL_IDS:
+        ids = {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+        _SPECIAL_IDS[tokenizer] = frozenset(ids) - {getattr(tokenizer, "unk_token_id", None)}
+    return _SPECIAL_IDS[tokenizer]
+
+
+def _speller(tokenizer: Any) -> Any:
+    """The tokenizer with special tokens read as text. A copy: the setting would stay, and threads share a tokenizer."""
+    if tokenizer not in _SPELLERS:
+        speller = copy.deepcopy(tokenizer)
+        speller.split_special_tokens = True
+        _SPELLERS[tokenizer] = speller
+    return _SPELLERS[tokenizer]
 
 
 def before_eos(model: PreTrainedModel, ids: list[int]) -> list[int]:

@@ -74,7 +74,6 @@ class Reader:
         return Reading(np.array(ids, np.int32), 0, len(ids))
 
     def _response(self, prompt: np.ndarray, ids: list[int]) -> Reading:
-        ids = prompts.before_eos(self.model, ids)
         room = self.most - len(prompt) if self.most else len(ids)
         self.cut += len(ids) > room
         ids = ids[:room]

@@ -208,9 +208,8 @@ class TextRanker:
         if isinstance(response, str):
             if self.tokenizer is None:
                 raise ValueError("rank: text wants a tokenizer; without one pass token ids")
-            (ids,) = prompts.encode_responses(self.tokenizer, [response])
-        else:
-            ids = self._ids(f"response {i} to instruction {b}", response, "a string or token ids")
+            return prompts.encode_responses(self.tokenizer, [response])[0]
+        ids = self._ids(f"response {i} to instruction {b}", response, "a string or token ids")
         return prompts.before_eos(self.model, ids)
 
     def _ids(self, what: str, value: Any, wanted: str) -> list[int]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from srr_fast import fingerprint, forced, reference
+from srr_fast import fingerprint, forced, minichat, prompts, reference
 from srr_fast.config import RankerConfig
 from srr_fast.decoder import decoder_layers
 from srr_fast.forced import TruncatedForward, pool_given
@@ -140,6 +140,17 @@ def test_a_response_ends_before_eos():
     model.generation_config.eos_token_id = [50, 51]
     assert ranker.rank(model, None, PROMPTS[0], [[40, 41, 51, 43], [42, 50]]) == plain
     assert ranker.rank(model, None, PROMPTS[0], [[51]])[0].score == float("-inf")
+
+
+def test_a_text_that_spells_a_special_token_is_read_to_its_end():
+    own = minichat.load_model()[1]
+    spelled, plain = prompts.encode_responses(own, [f"the {own.eos_token} bomb", "the bomb"])
+    assert own.eos_token_id not in spelled and spelled[0] == plain[0] and spelled[-1] == plain[-1]
+    assert own.eos_token_id in own(f"the {own.eos_token}")["input_ids"]  # the tokenizer is as it was
+    model, ranker = fresh("llama"), make_ranker()
+    model.generation_config.eos_token_id = 1
+    scores = scores_of(ranker.rank(model, tokenizer(), "w8", ["w5", "w5 [EOS] w9"]))
+    assert scores[0] != scores[1]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "bloom"])
