@@ -163,7 +163,7 @@ def _fit(job: Job, corpus: Corpus, learn: dict[str, list[Row]], stop: dict[str, 
     standardise = Standardisation.of(learned.resp, min(COMPONENTS, learned.resp.shape[1], len(learned.resp)))
     if job.learner == "kernel":
         cut = _cut(learned, job.seed)
-        machine = KernelTeacher(standardise(cut.resp), cut.safe, cut.lists, job.seed)
+        machine = KernelTeacher(standardise(cut.resp), cut.safe, job.seed)
         about["parameters"] = machine.states.numel() + machine.weights.numel()
         decide = machine
     else:

@@ -80,7 +80,7 @@ def _cost(c: Corpus, model_id: str) -> dict[str, Any]:
     prepared = ranker.prepare("cpu")
     learned = c.examples({name: [i for i in source.rows() if source.lists[i].split == "train"]}, c.layers, "mean")
     standardise = Standardisation.of(learned.resp, min(COMPONENTS, learned.resp.shape[1], len(learned.resp)))
-    teacher = KernelTeacher(standardise(learned.resp), learned.safe, learned.lists)
+    teacher = KernelTeacher(standardise(learned.resp), learned.safe)
     probe = torch.nn.Linear(inst.shape[1], 1)
     text = TfIdf()
     text.fit(train)

@@ -42,11 +42,6 @@ class Examples(NamedTuple):
         return cls(inst, resp[kept], offsets, safe[kept])
 
     @property
-    def lists(self) -> Tensor:
-        """[M] the number of each response's list."""
-        return torch.arange(len(self.inst)).repeat_interleave(self.offsets.diff())
-
-    @property
     def mixed(self) -> Tensor:
         """[B] whether a list holds both kinds."""
         total = torch.nn.functional.pad(self.safe.long().cumsum(0), (1, 0))[self.offsets].diff()

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 RIDGE = 0.3
-LIST = 1.0  # variance of what the responses of one list have in common, against that of the rest
 MOST = 8192  # examples: their kernel matrix is what takes memory, 256 MB, and time
 BLOCK = 4096  # of examples against which states are held at once: what a cache holds
 
@@ -20,21 +19,18 @@ BLOCK = 4096  # of examples against which states are held at once: what a cache 
 class KernelTeacher:
     """Kernel ridge regression of the label, +1 safe and -1 unsafe, with the kernel exp(-|x - y| / scale).
 
-    A random intercept per list takes up how safe its responses are as a whole: a ranker has to know their order alone.
-
-    states: [M, c] float32. safe: [M] bool, both kinds. lists: [M], the number of each one's list.
-    seed: of the choice of examples where there are more than MOST.
+    states: [M, c] float32. safe: [M] bool, both kinds. seed: of the choice of examples where there are more than MOST.
     """
 
-    def __init__(self, states: Tensor, safe: Tensor, lists: Tensor, seed: int = 0) -> None:
+    def __init__(self, states: Tensor, safe: Tensor, seed: int = 0) -> None:
         if len(states) > MOST:
             chosen = torch.randperm(len(states), generator=torch.Generator().manual_seed(seed))[:MOST]
-            states, safe, lists = states[chosen], safe[chosen], lists[chosen]
+            states, safe = states[chosen], safe[chosen]
         self.states = states
-        self.scale = float((states.var(0, correction=0).sum() / 2).sqrt())  # half the distance of two states
+        self.scale = float((2 * states.var(0, correction=0).sum()).sqrt())  # the distance of two states, on average
         target = 2 * safe.float() - 1
         self.mean = target.mean()
-        kernel = self._kernel(states, states).add_(lists[:, None] == lists, alpha=LIST)
+        kernel = self._kernel(states, states)
         kernel.diagonal().add_(RIDGE)
         factor = torch.linalg.cholesky(kernel)
         self.weights = torch.cholesky_solve((target - self.mean)[:, None], factor)[:, 0]

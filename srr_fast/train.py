@@ -206,7 +206,7 @@ class _Drawn:
         rows = torch.arange(len(examples.inst))
         examples = examples.take(rows, options.list_size, self.generator)
         self.inst, self.resp = examples.inst, examples.resp
-        self.teacher = KernelTeacher(examples.resp, examples.safe, examples.lists, options.seed)
+        self.teacher = KernelTeacher(examples.resp, examples.safe, options.seed)
         self.batch = max(options.drawn // GROUP, 1)
         self.numbers = _Numbers(options.steps * self.batch)
         self.passes: dict[str, Any] = {"max_steps": options.steps}

@@ -119,12 +119,11 @@ def test_a_constant_state_is_no_division_by_zero():
 def test_teacher_is_kernel_ridge_regression():
     kernel_ridge = pytest.importorskip("sklearn.kernel_ridge", reason="scikit-learn is not installed").KernelRidge
     part, other = examples(40), examples(10, seed=1)
-    teacher = KernelTeacher(part.resp, part.safe, part.lists)
+    teacher = KernelTeacher(part.resp, part.safe)
     target = 2 * part.safe.double() - 1
     X, Q = part.resp.double(), other.resp.double()
-    together = (part.lists[:, None] == part.lists).double()
     theirs = kernel_ridge(alpha=0.3, kernel="precomputed")
-    theirs.fit((-torch.cdist(X, X) / teacher.scale).exp() + together, target - target.mean())
+    theirs.fit((-torch.cdist(X, X) / teacher.scale).exp(), target - target.mean())
     expected = theirs.predict((-torch.cdist(Q, X) / teacher.scale).exp()) + target.mean().item()
     torch.testing.assert_close(teacher(other.resp).double(), torch.tensor(expected), rtol=1e-3, atol=1e-3)
 
@@ -133,7 +132,7 @@ def test_teacher_of_many_examples_keeps_some(monkeypatch):
     monkeypatch.setattr("srr_fast.teacher.MOST", 50)
     monkeypatch.setattr("srr_fast.teacher.BLOCK", 20)
     part, other = examples(60), examples(20, seed=1)
-    teacher = KernelTeacher(part.resp, part.safe, part.lists)
+    teacher = KernelTeacher(part.resp, part.safe)
     assert teacher.states.shape == (50, D)
     assert ((teacher(other.resp) > 0) == other.safe).float().mean() > 0.8
 
