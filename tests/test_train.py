@@ -312,6 +312,7 @@ cli.main(sys.argv[3:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_training_run_again_makes_the_same_folder(folder, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
