@@ -21,7 +21,7 @@ from .evidence_jobs import Job, Scores, list_values
 ABLATED = ("saferlhf_mini", "safetext")
 LONG = "gptfuzz"  # its lists are long enough to choose among few or many
 DRAWS = 100
-SIZES = (10, 30, 100, -1, None)
+SIZES = (10, 30, 100, 300, -1, None)
 SRR, TFIDF = "SRR", "TF-IDF + LR"
 KERNEL, LAST = "kernel machine", "kernel machine, last layer"
 PAPER, PAPER_TOKEN = "listwise, mean", "listwise, last token"
