@@ -189,8 +189,8 @@ def ablation(result: Numbers) -> str:
     found = result["ablation"]
     folds = result["about"]["ablation_folds"]
     return (
-        f"{folds} of the folds of two sources, 1 seed; everything but the named change as in SRR. Listwise, pairwise "
-        "and pointwise learn from the labels themselves, by the same network on the same five layers.\n\n"
+        f"Of two sources {folds} of {result['about']['folds']} folds, 1 seed: wide intervals; everything but the named "
+        "change as in SRR. Listwise, pairwise and pointwise learn from the labels themselves, by the same network on the same five layers.\n\n"
         + _scorers(found["scorers"], "top1") + "\n\n" + _differences(found["differences"])
     )  # fmt: skip
 
@@ -329,10 +329,18 @@ def did_not_work(result: Numbers) -> str:
     for key in ("sweep", "ablation"):
         for name, one in result.get(key, {}).get("differences", {}).items():
             lines.append(f"- {name}: top-1 {_interval(one['mean'], 'top1', '+')}, {_verdict(one['mean'])}.")
+    rows = {(one["learner"], one["lists"]): one["mean"]["top1"] for one in result.get("size", {}).get("rows", ())}
+    if "main" in result and (mixed := rows.get((TFIDF, "all mixed"))) is not None:
+        srr, text = (result["main"]["scorers"][name]["mean"]["top1"] for name in (SRR, TFIDF))
+        lines.append(
+            f"- {TFIDF} from the mixed lists alone has top-1 {_number(mixed)}, in the main table {_number(text)}: "
+            f"over the better of the two SRR gains {_number(srr - max(mixed, text), '+')}."
+        )
     undecided = sum("undecided" in line for line in lines)
     against = sum(line.endswith("worse.") for line in lines)
+    compared = sum(line.endswith(("undecided.", "better.", "worse.")) for line in lines)
     head = (
-        f"Of {len(lines)} comparisons {undecided} are undecided (the interval holds zero) and {against} come out "
+        f"Of {compared} comparisons {undecided} are undecided (the interval holds zero) and {against} come out "
         "against what is named first. A network of a ranker's size trained on a few thousand labels fits them all; "
         "where listwise, pairwise or pointwise lie below SRR above, that is why SRR is distilled.\n\n"
     )
