@@ -190,7 +190,8 @@ def ablation(result: Numbers) -> str:
     folds = result["about"]["ablation_folds"]
     return (
         f"Of two sources {folds} of {result['about']['folds']} folds, 1 seed: wide intervals; everything but the named "
-        "change as in SRR. Listwise, pairwise and pointwise learn from the labels themselves, by the same network on the same five layers.\n\n"
+        "change as in SRR. Listwise, pairwise and pointwise learn from the labels themselves, by the same network on "
+        "the same five layers.\n\n"
         + _scorers(found["scorers"], "top1") + "\n\n" + _differences(found["differences"])
     )  # fmt: skip
 
