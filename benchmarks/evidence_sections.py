@@ -35,7 +35,7 @@ class Settings:
     seeds: int = 3
     steps: int | None = None
     epochs: int | None = None
-    ablation_folds: int = 2
+    ablation_folds: int = 1
     sizes: tuple[int | None, ...] = SIZES
     draws: int = 3  # of the lists to learn from
     most: int | None = None

@@ -123,6 +123,8 @@ def test_a_quick_run_writes_every_section_and_no_text(folder, tmp_path, capsys):
     for line in page.splitlines():
         if line.startswith("|"):
             assert line.count("|") >= 3 and "nan" not in line and "None" not in line
+    for what in ("text alone", "against the last layer", "last token, listwise"):
+        assert re.search(rf"^- .*{what}.*: top-1 .+ \[.+\], (better|worse|undecided)\.$", page, re.MULTILINE), what
     words = re.compile(r"\bw\d+ w\d+\b")  # what the lists are made of
     assert not words.search(page) and not words.search(json.dumps(numbers))
 

@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +37,7 @@ from .tiny_models import CHAT_TEMPLATE, tiny, tokenizer
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 D = 24
+ROOT = Path(__file__).parents[1]
 
 
 def examples(B, seed=0):
@@ -283,3 +289,54 @@ def test_faults_leave_nothing_behind(command, folder, tmp_path):
     (tmp_path / "out" / "mine.txt").write_text("x")
     assert "not an empty folder" in command(status=2)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+KILLED = """
+import os, signal, sys
+from srr_fast import cli, cli_train, shard_store, train, extract
+extract.SHARD_TOKENS = 256
+left = int(sys.argv[2])
+owner, name = {
+    "states": (shard_store.ShardStore, "write"), "steps": (train._Drawn, "__call__"), "folder": (os, "replace")
+}[sys.argv[1]]
+whole = getattr(owner, name)
+def spied(*args):
+    global left
+    if name != "replace" or args[1] == cli_train.Path(sys.argv[-1]):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*args)
+setattr(owner, name, spied)
+cli.main(sys.argv[3:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_training_run_again_makes_the_same_folder(folder, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+    def run(name, where="folder", left=1):
+        """A process that trains, and dies before the numbered shard, step or the last move if it comes to that."""
+        out = tmp_path / name / "out"
+        out.parent.mkdir(exist_ok=True)
+        arguments = ["train", "--model", folder / "bert", "--data", folder / "a.jsonl", "--steps", 30]
+        arguments += ["--cache", tmp_path / name / "cache", "--out", out]
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, where, *map(str, (left, *arguments))],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        states = {path.name: path.read_bytes() for path in (tmp_path / name / "cache").rglob("*.safetensors")}
+        return done.returncode, states, {path.name: path.read_bytes() for path in out.glob("*")}
+
+    status, states, files = run("whole")
+    assert status == 0 and len(states) > 2 and len(files) > 4
+    for where, left in (("states", 2), ("steps", 20), ("folder", 0)):
+        status, kept, nothing_yet = run("killed", where, left)
+        assert (status, nothing_yet) == (-signal.SIGKILL, {})
+        assert kept.items() <= states.items() and (len(kept) == 2 if where == "states" else kept == states)
+    assert run("killed") == (0, states, files)
