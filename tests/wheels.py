@@ -101,6 +101,8 @@ def build(source: Path, python: str, torch_version: str, out: Path, work: Path) 
     run(inside, "-m", "pip", "wheel", "--quiet", *options, source, env=environment(venv), cwd=work)
     shutil.rmtree(venv)
     (wheel,) = (work / "wheel").glob("*.whl")
+    if wheel.name.endswith("-any.whl"):
+        raise SystemExit(f"wheels: {wheel.name}: the native part was left out")
     return Path(shutil.move(str(wheel), out / wheel.name))
 
 
