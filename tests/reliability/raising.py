@@ -22,8 +22,8 @@ class Found(NamedTuple):
     wrong: list[str]
 
 
-class _Bomb(LogitsProcessor, StoppingCriteria):
-    """Raises at its so-manieth call; as a processor or a criterion it changes nothing."""
+class _Bomb:
+    """Raises at its so-manieth call."""
 
     def __init__(self, at: int) -> None:
         self.left = at
@@ -33,11 +33,17 @@ class _Bomb(LogitsProcessor, StoppingCriteria):
         if self.left == 0:
             raise Interrupted
 
+
+class _Processor(_Bomb, LogitsProcessor):
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self.tick()
+        return scores
+
+
+class _Criterion(_Bomb, StoppingCriteria):
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         self.tick()
-        return scores if self.as_processor else torch.zeros(len(input_ids), dtype=torch.bool)
-
-    as_processor = True
+        return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
 def sweep(tokens: int = 6) -> Found:
@@ -55,9 +61,8 @@ def sweep(tokens: int = 6) -> Found:
         want = generate()
         for place in ("first layer", "last layer", "processor", "criterion"):
             for at in range(1, 2 * tokens):
-                bomb = _Bomb(at)
                 try:
-                    with _planted(model, bomb, place) as more:
+                    with _planted(model, place, at) as more:
                         generate(**more)
                 except Interrupted:
                     raised += 1
@@ -71,14 +76,15 @@ def sweep(tokens: int = 6) -> Found:
 
 
 @contextmanager
-def _planted(model: Any, bomb: _Bomb, place: str) -> Iterator[dict[str, Any]]:
+def _planted(model: Any, place: str, at: int) -> Iterator[dict[str, Any]]:
+    """Options of generate that raise at that call of this place, or none where the model itself raises meanwhile."""
     if place == "processor":
-        yield {"logits_processor": LogitsProcessorList([bomb])}
+        yield {"logits_processor": LogitsProcessorList([_Processor(at)])}
     elif place == "criterion":
-        bomb.as_processor = False
-        yield {"stopping_criteria": StoppingCriteriaList([bomb])}
+        yield {"stopping_criteria": StoppingCriteriaList([_Criterion(at)])}
     else:
-        handle = model.model.layers[0 if place == "first layer" else -1].register_forward_hook(bomb.tick)
+        layer = model.model.layers[0 if place == "first layer" else -1]
+        handle = layer.register_forward_hook(_Bomb(at).tick)
         try:
             yield {}
         finally:
