@@ -13,9 +13,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "api.md"
 HEAD = """\
 # The public API
 
-Written by `python -m tests.api_page` from signatures and docstrings; `tests/test_api.py` fails where this page is not what
-it would write. These names, `srr_fast.lists`, `srr_fast.metrics`, the options of the `srr-fast` command, the files of a
-ranker and the routes of the server keep their meaning within a minor version; everything else may change in any release.
+Written by `python -m tests.api_page` from signatures and docstrings; `tests/test_api.py` fails where this page differs.
+These names, `srr_fast.lists`, `srr_fast.metrics`, the options of the `srr-fast` command, the files of a ranker and the
+routes of the server keep their meaning within a minor version; everything else may change in any release.
 """
 
 

@@ -151,7 +151,9 @@ def main(argv: list[str] | None = None) -> int:
                 wheel = build(source, python, version, arguments.out, work)
                 said = tried(wheel, python, version, work)
                 needs = " ".join(f"{name}_{newest}" for name, newest in sorted(used(wheel, work).items()))
-                print(f"{wheel.name}: native, {said['isa']}, built with torch {said['torch']}; needs {needs}", flush=True)
+                print(
+                    f"{wheel.name}: native, {said['isa']}, built with torch {said['torch']}; needs {needs}", flush=True
+                )
                 shutil.rmtree(work)
     return 0
 

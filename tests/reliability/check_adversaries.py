@@ -137,7 +137,9 @@ def check_list_scope() -> Iterator[Row]:
         )
 
 
-def _moved(ranker: SafetyRanker, inst: torch.Tensor, resp: torch.Tensor, pool: torch.Tensor) -> list[tuple[float, bool]]:
+def _moved(
+    ranker: SafetyRanker, inst: torch.Tensor, resp: torch.Tensor, pool: torch.Tensor
+) -> list[tuple[float, bool]]:
     """Largest shift of the other 7 by the last candidate, and whether their order at the top changed: for the most
     harmful state of a pool, and for the most harmful one that gradient ascent finds."""
     others = resp[:-1]

@@ -25,11 +25,6 @@ ROOT = Path(__file__).parents[2]
 
 
 def check_kills() -> Iterator[Row]:
-    import transformers.trainer
-
-    import srr_fast.evaluate
-    import srr_fast.sample
-    import srr_fast.train  # noqa: F401: for the forked children
 
     from . import kills
 
@@ -71,7 +66,7 @@ def check_ray_kills() -> Iterator[Row]:
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         if attempt < 3:
-            _until(lambda: (folder / "out" / ".lock").exists(), 120)  # noqa: B023
+            _until(lambda: (folder / "out" / ".lock").exists(), 120)
             time.sleep(rng.uniform(0, 25))
             process.kill()
         process.wait(timeout=400)
@@ -79,9 +74,7 @@ def check_ray_kills() -> Iterator[Row]:
     time.sleep(5)  # for actors of killed drivers, which die soon after them
     got = kills.files(folder / "out")
     differing = sorted(name for name in want.keys() | got.keys() if want.get(name) != got.get(name))
-    yield Row(
-        what, f"{hits} kills, {len(differing)} of {len(want)} files differ", goal, hits > 0 and not differing
-    )
+    yield Row(what, f"{hits} kills, {len(differing)} of {len(want)} files differ", goal, hits > 0 and not differing)
     shutil.rmtree(folder)
 
 
@@ -136,7 +129,9 @@ def check_memory() -> Iterator[Row]:
 def check_surroundings() -> Iterator[Row]:
     from . import kills
 
-    base = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "TZ", "PYTHONUTF8"))}
+    base = {
+        name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "TZ", "PYTHONUTF8"))
+    }
     base |= {"LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
     plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     with tempfile.TemporaryDirectory() as place:
@@ -168,7 +163,14 @@ def check_surroundings() -> Iterator[Row]:
 
 
 def _digests(folder: Path, name: str, environment: dict[str, str], *options: str) -> dict[str, str]:
-    command = [sys.executable, "-m", "tests.reliability.surroundings", str(folder), str(folder / "out" / name), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.reliability.surroundings",
+        str(folder),
+        str(folder / "out" / name),
+        *options,
+    ]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 

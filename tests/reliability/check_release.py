@@ -23,7 +23,19 @@ from .row import Row
 LIMIT_S = 1500
 ROOT = Path(__file__).parents[2]
 IMPORT_MS = 50
-FREE = ("Apache", "BSD", "MIT", "ISC", "PSF", "Python Software Foundation", "Mozilla", "MPL", "Unlicense", "HPND", "CMU")
+FREE = (
+    "Apache",
+    "BSD",
+    "MIT",
+    "ISC",
+    "PSF",
+    "Python Software Foundation",
+    "Mozilla",
+    "MPL",
+    "Unlicense",
+    "HPND",
+    "CMU",
+)
 
 
 def check_wheel() -> Iterator[Row]:
@@ -95,7 +107,9 @@ def check_dependencies() -> Iterator[Row]:
             found = metadata.metadata(name)
         except metadata.PackageNotFoundError:
             continue
-        classified = [line.split(" :: ")[-1] for line in found.get_all("Classifier") or () if line.startswith("License")]
+        classified = [
+            line.split(" :: ")[-1] for line in found.get_all("Classifier") or () if line.startswith("License")
+        ]
         seen[name.lower()] = found["License-Expression"] or " ".join(classified) or (found["License"] or "?")[:80]
         for line in metadata.requires(name) or ():
             requirement = Requirement(line)

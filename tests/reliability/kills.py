@@ -107,6 +107,8 @@ def killed_and_run_again(name: str, arguments: Arguments, folder: Path, *, kills
             if status := os.waitpid(forked(arguments(out)), 0)[1]:
                 differing.append(f"run {runs} ended with status {status}")
         got = files(out)
-        differing += sorted(f"run {runs}: {path}" for path in want.keys() | got.keys() if want.get(path) != got.get(path))
+        differing += sorted(
+            f"run {runs}: {path}" for path in want.keys() | got.keys() if want.get(path) != got.get(path)
+        )
         runs += 1
     return Outcome(hits, runs, differing)

@@ -44,8 +44,12 @@ def main(inputs: str, out: str, clock: str = "") -> None:
         (folder / "texts.txt").write_bytes(data)
         given = [str(folder / "texts.txt")] if how == "file" else ["-"]
         run = [sys.executable, "-m", "srr_fast.cli", *command, *given]
-        said = subprocess.run([os.fsencode(part) if part.isascii() else part.encode() for part in run], input=data,
-                              capture_output=True, check=True).stdout
+        said = subprocess.run(
+            [os.fsencode(part) if part.isascii() else part.encode() for part in run],
+            input=data,
+            capture_output=True,
+            check=True,
+        ).stdout
         assert sorted(row["document"] for row in json.loads(said)["results"]) == sorted(TEXTS)
         found[f"rank of {how}"] = hashlib.sha256(said).hexdigest()
     print(json.dumps(found))
