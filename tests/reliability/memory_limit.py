@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls under ever larger limits of address space: `python -m tests.reliability.memory_limit STEPS`, a row of JSON each.
+"""Calls under ever larger limits of address space: `python -m tests.reliability.memory_limit STEPS`, JSON.
 
 A call either gives the bits it gives without a limit, or raises MemoryError or torch's RuntimeError that says so;
 afterwards, without the limit, it gives those bits again; a process that dies is a fault.
 
-Only calls that allocate through torch and Python: where memory ends inside safetensors' or tokenizers' Rust, that aborts,
-and MKL multiplies large matrices another way, with other last bits, when it gets no buffer.
+Only calls that allocate through torch and Python: where memory ends inside safetensors' or tokenizers' Rust, that
+aborts, and torch may multiply large matrices another way, with other last bits, when it gets no buffer.
 """
 
 from __future__ import annotations

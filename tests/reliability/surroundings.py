@@ -19,7 +19,7 @@ from srr_fast import cli
 
 from . import kills
 
-TEXTS = ["Ich öffne das Glas.", "瓶を開ける。", "İstanbul'da ılık süt iç.", "Twist the lid."]
+TEXTS = ["Ich öffne das Glas.", "瓶を開ける。", "İstanbul'da süt iç.", "Twist the lid."]
 
 
 def main(inputs: str, out: str, clock: str = "") -> None:
@@ -44,15 +44,18 @@ def main(inputs: str, out: str, clock: str = "") -> None:
         (folder / "texts.txt").write_bytes(data)
         given = [str(folder / "texts.txt")] if how == "file" else ["-"]
         run = [sys.executable, "-m", "srr_fast.cli", *command, *given]
-        said = subprocess.run(
-            [os.fsencode(part) if part.isascii() else part.encode() for part in run],
-            input=data,
-            capture_output=True,
-            check=True,
-        ).stdout
+        said = subprocess.run([_bytes(part) for part in run], input=data, capture_output=True, check=True).stdout
         assert sorted(row["document"] for row in json.loads(said)["results"]) == sorted(TEXTS)
         found[f"rank of {how}"] = hashlib.sha256(said).hexdigest()
     print(json.dumps(found))
+
+
+def _bytes(argument: str) -> bytes:
+    """As somebody types it in this locale; in an ASCII one, as UTF-8."""
+    try:
+        return os.fsencode(argument)
+    except UnicodeEncodeError:
+        return argument.encode()
 
 
 if __name__ == "__main__":
