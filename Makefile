@@ -10,6 +10,7 @@
 # make bench-cpp      the CPU kernels alone, for every instruction set of this machine
 # make bench-compare A=before.json B=after.json   fails where B is slower beyond noise
 # make cuda-link   the extension with CUDA, for a torch with CUDA (several GB), links and loads without a driver
+# make wheels      sdist, wheels and their trial in empty venvs; PYTHONS="3.10 3.13" TORCHES="2.11.0 2.13.0"
 # make gpu-test    all that wants a GPU; make gpu-bench: what it is worth, as JSON; both use GPU_PYTHON's torch
 # Needs python3 (3.10 or newer), make and g++. Everything else goes into .venv.
 PYTHON ?= python3
@@ -29,7 +30,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip install $(shell test -t 2 || echo --quiet)
 NATIVE_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/* csrc/sources.txt)
 
-.PHONY: install demo test test-slow serving test-serve test-ray test-vllm bench bench-report bench-compare bench-cpp evidence reliability lint cpp-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat clean
+.PHONY: install demo test test-slow serving test-serve test-ray test-vllm bench bench-report bench-compare bench-cpp evidence reliability lint cpp-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat wheels clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch:
@@ -152,6 +153,11 @@ sanitize: $(VENV)/.tested
 
 reliability: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability --report docs/reliability.md $(ARGS)
+
+PYTHONS ?= 3.10 3.11 3.12 3.13
+TORCHES ?= 2.11.0 2.13.0
+wheels: $(VENV)/.tested
+	$(BIN)/python tests/wheels.py --python $(PYTHONS) --torch $(TORCHES)
 
 minichat: $(VENV)/.installed
 	$(BIN)/python -m srr_fast.minichat.train_model

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -22,9 +24,16 @@ def _load() -> ModuleType:
     from . import _C
 
     built_for, running = _C.build_info()["torch"], str(torch.__version__)
-    if built_for != running:
+    if not _same_abi(built_for, running, _C.build_info()["devices"]):
         raise ImportError(f"the extension was built for torch {built_for}, this is torch {running}: build it again")
     return _C
+
+
+def _same_abi(built_for: str, running: str, devices: Sequence[str]) -> bool:
+    """The builds of a release, +cpu and +cu130, are one to an extension that includes nothing of CUDA."""
+    if "cuda" not in devices:
+        built_for, running = (re.sub(r"\+(cpu|cu\d+)$", "", version) for version in (built_for, running))
+    return built_for == running
 
 
 BACKENDS = ("native", "reference")

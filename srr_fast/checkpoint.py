@@ -50,9 +50,13 @@ def save(ranker: SafetyRanker, folder: Path) -> None:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"save_pretrained: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / TENSOR_FILE, data)
-    replace(folder / CONFIG_FILE, text)
-    replace(folder / CARD_FILE, model_card(config).encode())
+    replace_all(
+        {
+            folder / TENSOR_FILE: data,
+            folder / CONFIG_FILE: text,
+            folder / CARD_FILE: model_card(config).encode(),
+        }
+    )
 
 
 def load(path_or_hub_id: str | Path, revision: str | None) -> SafetyRanker:
@@ -186,14 +190,27 @@ def signed(config: dict[str, Any], tensors: bytes) -> bool:
 
 def replace(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, also when the machine stops."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # tempfile's would not have the umask's permissions
+    replace_all({path: data})
+
+
+def replace_all(files: dict[Path, bytes]) -> None:
+    """Write files of one folder, each whole or not at all; none takes its place before all are on the disk."""
+    parts = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for path in files}  # not tempfile's: the umask's
     try:
-        part.write_bytes(data)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        for path, part in parts.items():
+            try:
+                part.write_bytes(files[path])
+                with part.open("rb+") as file:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                if error.filename is None and error.errno is not None:  # as of a full disk
+                    raise OSError(error.errno, error.strerror, str(path)) from error
+                raise
+        for path, part in parts.items():
+            os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def model_card(config: dict[str, Any]) -> str:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from typing import NoReturn
 
@@ -28,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(demo)
     demo.add_argument("--n", type=_positive, default=16, help="candidates per prompt (%(default)s)")
     demo.add_argument("--prompts", type=_positive, default=60, metavar="K", help="held-out prompts (%(default)s)")
-    demo.add_argument("--prompt", nargs="+", metavar="TEXT", help="your own prompts instead")
+    demo.add_argument("--prompt", nargs="+", type=_text, metavar="TEXT", help="your own prompts instead")
     demo.add_argument("--tables", type=int, default=4, metavar="K", help="prompts to show in full (%(default)s)")
     demo.add_argument("--max-new-tokens", type=_positive, default=64, metavar="T", help="per candidate (%(default)s)")
     demo.add_argument("--seed", type=int, default=0)
@@ -36,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     rank = commands.add_parser("rank", help="rank given answers to an instruction, best first")
     _add_model(rank)
-    rank.add_argument("--instruction", metavar="TEXT")
+    rank.add_argument("--instruction", type=_text, metavar="TEXT")
     rank.add_argument(
         "--candidates",
         metavar="FILE|-",
@@ -49,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="answer prompts with the safest of N samples")
     _add_model(generate)
-    generate.add_argument("prompts", nargs="*", metavar="PROMPT")
+    generate.add_argument("prompts", nargs="*", type=_text, metavar="PROMPT")
     generate.add_argument(
         "--input",
         metavar="FILE|-",
@@ -57,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--n", type=_positive, default=16, help="candidates per prompt (%(default)s)")
     generate.add_argument("--min-safety", type=float, metavar="S", help="answer nothing below this safety, in [0, 1]")
-    generate.add_argument("--fallback", metavar="TEXT", help="what to answer then")
+    generate.add_argument("--fallback", type=_text, metavar="TEXT", help="what to answer then")
     generate.add_argument(
         "--max-new-tokens", type=_positive, default=256, metavar="T", help="per candidate (%(default)s)"
     )
@@ -90,7 +92,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 2 for a fault of the caller, said in one line on stderr."""
+    """Run the command; returns the exit status: 2 for a fault of the caller, said in one line on stderr.
+
+    argv: None is the process's own; then stdin, stdout and stderr are UTF-8 as files are, whatever the locale.
+    """
+    if argv is None:
+        for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "strict"), (sys.stderr, "backslashreplace")):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8", errors=errors)
     args = build_parser().parse_args(argv)
     try:
         return args.run(args) or 0
@@ -157,6 +166,19 @@ def _env(args: argparse.Namespace) -> int | None:
     from . import env
 
     return env.main()
+
+
+def _text(text: str) -> str:
+    """An argument as its bytes say in UTF-8, where an ASCII locale could not read them."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"must be UTF-8, got {text!r}") from None
 
 
 def _positive(text: str) -> int:

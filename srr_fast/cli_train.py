@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import shutil
 import tempfile
@@ -124,6 +125,8 @@ def _run(args: argparse.Namespace) -> None:
         ranker.metrics |= {f"validation {name}": found["mean"][name] for name in ("top1", "auc", "n_lists")}
         found["data"] = {"files": [str(path) for path in args.data], "split": "val", "seed": args.seed}
 
+    for left in args.out.parent.glob(f".{glob.escape(args.out.name)}.{'[0-9a-f]' * 32}"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     part = args.out.with_name(f".{args.out.name}.{uuid.uuid4().hex}")
     try:
         ranker.save_pretrained(part)

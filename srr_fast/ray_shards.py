@@ -7,10 +7,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from .shard_store import alone
 from .shards import Job, Shard, Worker
 
 
@@ -76,24 +78,25 @@ def run(job: Job, actors: int, *, gpus: float = 0.0) -> None:
     """Run what is missing of a job on so many actors; 0: in this process, without Ray. Shows progress on a terminal.
 
     gpus: of each actor. An actor that dies is started again, and its shard given to another. Joins the Ray cluster
-    that the environment names, or starts one on this machine.
+    that the environment names, or starts one on this machine. One process at a time works on a folder, others wait.
     """
     shards = job.open()
-    missing = job.missing(shards)
-    total = sum(shard.lines for shard in shards)
-    done = total - sum(shard.lines for shard in missing)
-    with tqdm(total=total, initial=done, desc="srr_fast: shards", unit="line", disable=None) as progress:
-        if actors == 0:
-            worker = Worker(job) if missing else None
-            for shard in missing:
-                assert worker is not None
-                worker.run(shard)
-                progress.update(shard.lines)
-        elif missing:
-            for lines in _by_ray(_Lines(job), [(list(shard), shard.lines) for shard in missing], actors, gpus):
-                progress.update(lines)
-    if left := job.missing(shards):
-        raise RuntimeError(f"{job.out}: {len(left)} of {len(shards)} shards were not written")
+    with alone("srr_fast: shards", Path(job.out), ".*.json*.*"):
+        missing = job.missing(shards)
+        total = sum(shard.lines for shard in shards)
+        done = total - sum(shard.lines for shard in missing)
+        with tqdm(total=total, initial=done, desc="srr_fast: shards", unit="line", disable=None) as progress:
+            if actors == 0:
+                worker = Worker(job) if missing else None
+                for shard in missing:
+                    assert worker is not None
+                    worker.run(shard)
+                    progress.update(shard.lines)
+            elif missing:
+                for lines in _by_ray(_Lines(job), [(list(shard), shard.lines) for shard in missing], actors, gpus):
+                    progress.update(lines)
+        if left := job.missing(shards):
+            raise RuntimeError(f"{job.out}: {len(left)} of {len(shards)} shards were not written")
 
 
 def extract(states: States, shards: list[Any], actors: int, *, gpus: float = 0.0) -> None:

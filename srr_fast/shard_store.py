@@ -71,22 +71,13 @@ class ShardStore:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Held by one process at a time, and given back when that one dies; what a killed one left is cleared away."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / LOCK_FILE)
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            _log.warning("%s: another process writes to %s, waiting for it", self.op, self.folder)
-            lock.acquire()
-        try:
-            for path in self.folder.glob(f".*{SUFFIX}.*"):
-                path.unlink()
+        """Held by one process at a time; see :func:`alone`."""
+        with alone(self.op, self.folder, f".*{SUFFIX}.*"):
             self._alone = True
-            yield
-        finally:
-            self._alone = False
-            lock.release()
+            try:
+                yield
+            finally:
+                self._alone = False
 
     def _read(
         self, path: Path, names: Sequence[str], wanted: Callable[[bytes], bool]
@@ -100,6 +91,27 @@ class ShardStore:
             if not rows or not set(names) <= set(digests):
                 return None
             return [keys[row] for row in rows], {name: _checked(file, name, digests, packed)[rows] for name in names}
+
+
+@contextmanager
+def alone(op: str, folder: Path, leftovers: str) -> Iterator[None]:
+    """Makes a folder and holds it, one process at a time; given back when that one dies.
+
+    leftovers: pattern of the half-written files that a killed process left there; they are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        _log.warning("%s: another process writes to %s, waiting for it", op, folder)
+        lock.acquire()
+    try:
+        for path in folder.glob(leftovers):
+            path.unlink()
+        yield
+    finally:
+        lock.release()
 
 
 def _checked(file: object, name: str, digests: dict[str, str], packed: Tensor | None = None) -> Tensor:

@@ -141,6 +141,22 @@ def test_an_extension_for_another_torch_is_not_used():
     assert re.match(wanted, result.stdout), result.stdout + result.stderr
 
 
+@pytest.mark.parametrize(
+    ("built", "running", "devices", "same"),
+    [
+        ("2.13.0+cpu", "2.13.0+cpu", ("cpu",), True),
+        ("2.13.0+cpu", "2.13.0+cu130", ("cpu",), True),
+        ("2.13.0+cu130", "2.13.0", ("cpu",), True),
+        ("2.13.0+cu130", "2.13.0+cu128", ("cpu", "cuda"), False),
+        ("2.13.0+cu130", "2.13.0+cu130", ("cpu", "cuda"), True),
+        ("2.13.0+cpu", "2.13.1+cpu", ("cpu",), False),
+        ("2.13.0a0+git1234567", "2.13.0a0+git7654321", ("cpu",), False),
+    ],
+)
+def test_which_torch_an_extension_fits(built, running, devices, same):
+    assert _native._same_abi(built, running, devices) == same
+
+
 def test_an_unknown_backend_is_refused():
     result = run_python("import srr_fast; srr_fast.pool", SRR_FAST_BACKEND="fast")
     assert "ValueError: SRR_FAST_BACKEND must be one of" in result.stderr
