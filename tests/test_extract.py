@@ -187,12 +187,12 @@ def test_scores_are_those_of_ranking(name, pooling):
     torch.testing.assert_close(torch.cat([scores_of(one) for one in ranked]), scores, atol=1e-5, rtol=0)
 
 
-def test_a_causal_response_ends_before_eos():
+def test_a_response_that_spells_the_end_of_sequence_is_read_to_its_own():
     model, words = fresh("llama"), tokenizer()
-    plain = extract(model, words, [listed("w30", "w40 w41")], layers=[2], poolings=["mean"])[2, "mean"]
+    rows = [listed("w30", "w40 w41 w50 w42")]
+    plain = extract(model, words, rows, layers=[2], poolings=["mean"])[2, "mean"]
     model.generation_config.eos_token_id = 50
-    ended = extract(model, words, [listed("w30", "w40 w41 w50 w42")], layers=[2], poolings=["mean"])[2, "mean"]
-    torch.testing.assert_close(ended.resp, plain.resp)
+    torch.testing.assert_close(extract(model, words, rows, layers=[2], poolings=["mean"])[2, "mean"].resp, plain.resp)
 
 
 @pytest.mark.parametrize("options", [dict(layer=(3, 1)), dict(pooling="gated"), dict(layer=LAYERS)], ids=str)

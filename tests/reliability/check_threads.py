@@ -275,7 +275,7 @@ def free_threaded_build() -> str:
         for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / file, folder)
         (folder / "srr_fast").mkdir()
-        (folder / "srr_fast" / "__init__.py").touch()
+        shutil.copy(ROOT / "srr_fast" / "__init__.py", folder / "srr_fast")
         code = (
             "import runpy, sys, sysconfig\n"
             "sysconfig.get_config_vars()['Py_GIL_DISABLED'] = 1\n"
