@@ -367,7 +367,8 @@ def score_right(
         for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
             mine = got.scores[begin:end].tolist()
             best.append(mine.index(max(mine)) if mine and max(mine) > -math.inf else -1)
-        return near(got.scores, exact.scores, close) and near(got.probs, exact.probs, odds) and got.best.tolist() == best
+        values = near(got.scores, exact.scores, close) and near(got.probs, exact.probs, odds)
+        return values and got.best.tolist() == best
 
     return right
 
