@@ -268,7 +268,9 @@ def check_memory() -> Iterator[Row]:
         worker.join()
     # The C library keeps some stacks and arenas, now more, now fewer; each thread works in megabytes.
     each = (resident() - before) / count
-    yield Row(f"{count} threads that scored and ended", f"grow by {each / 1024:.0f} KiB each", "< 64 KiB", each < 1 << 16)
+    yield Row(
+        f"{count} threads that scored and ended", f"grow by {each / 1024:.0f} KiB each", "< 256 KiB", each < 1 << 18
+    )
 
 
 # ---- Python without the GIL -----------------------------------------------------------------------------------------
