@@ -58,4 +58,4 @@ def test_every_check_is_found_with_its_limit():
 
 def test_the_table_survives_a_bar():
     assert table([{"check": "a|b", "figure": "1", "goal": "2", "ok": False}]).endswith("| a\\|b | 1 | 2 | **MISS** |")
-    assert "0 rows, 0 missed" in page({})
+    assert "0 rows, 0 missed" in page({}, []) and "Did not run: a.b, c.d." in page({}, ["a.b", "c.d"])

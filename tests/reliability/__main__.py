@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     mine = [row for key in chosen for row in in_order[".".join(key)]["rows"]]
     print(table(mine))
     if arguments.report:
-        arguments.report.write_text(page(in_order))
+        arguments.report.write_text(page(in_order, map(".".join, every)))
     return int(not all(row["ok"] for row in mine))
 
 

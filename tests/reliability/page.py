@@ -3,6 +3,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
@@ -22,8 +23,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def page(store: dict[str, Any]) -> str:
-    """store: of each check, by name, its rows and its seconds."""
+def page(store: dict[str, Any], every: Iterable[str]) -> str:
+    """store: of each check that ran, by name, its rows and its seconds. every: the names of all there are."""
     parts = [HEAD]
     rows = [row for check in store.values() for row in check["rows"]]
     minutes = sum(check["seconds"] or 0 for check in store.values()) / 60
@@ -32,6 +33,8 @@ def page(store: dict[str, Any]) -> str:
         f"{len(rows)} rows, {missed} missed, {minutes:.0f} minutes on {env.cpu_name()}, {os.cpu_count()} cores; "
         f"Python {platform.python_version()}, torch {metadata.version('torch')}.\n"
     )
+    if absent := [name for name in every if name not in store]:
+        parts.append(f"Did not run: {', '.join(absent)}.\n")
     for topic in dict.fromkeys(name.split(".")[0] for name in store):
         mine = [check for name, check in store.items() if name.split(".")[0] == topic]
         parts.append(f"## {topic.capitalize()}\n\n" + table([row for check in mine for row in check["rows"]]) + "\n")
