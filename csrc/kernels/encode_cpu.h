@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The encoder over the sequences of a chunk, in fp32, and the cosines of what comes out.
 
-// Y = X W^T. Each K-block is summed afresh before it joins Y, which bounds the rounding error.
+// Y = X W^T.
 inline void gemm(RowsAt x, int64_t rows, const PackedMatrix& m, const void* packed, float* y, int64_t y_stride) {
   Tiles tiles;
-  for (int64_t block = 0; block < m.blocks(); ++block)
-    gemm_block(tiles, RowsAt{x.data + block * kBlockK, x.stride}, rows, m, packed, block, y, y_stride, block > 0);
+  gemm_blocks(tiles, x, rows, m, packed, 0, m.blocks(), y, y_stride, false);
 }
 
 // y = norm(x) over the first p of the padded columns; weight and bias are zero beyond them, and so is y.

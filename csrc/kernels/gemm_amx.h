@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// gemm_block() on AMX, whose tiles sum products of bfloat16 in fp32; float32 weights go the way of AVX-512. A float32
-// of X is the exact sum of three bfloat16, its leading, middle and last eight bits: three planes, whose products are
-// summed alike. The bits of a row depend on that row and W alone here too: tiles of any height add the products of one
-// element in the same order.
+// gemm_block() on AMX for bfloat16 weights: tiles sum products of bfloat16 in fp32. A float32 of X is the exact sum of
+// three bfloat16, its leading, middle and last eight bits: three planes, whose products are summed alike. The bits of a
+// row depend on that row and W alone here too: tiles of any height add the products of one element in the same order.
 
 constexpr int64_t kStep = 32;        // columns of X that one instruction sums
 constexpr int64_t kTileHeight = 16;  // most rows of a tile
@@ -199,12 +198,11 @@ SRR_INLINE void split_row(const float* x, int64_t n, uint16_t* to) {
         left > 16 ? load_first<StateF32>(x + i + 16, left - 16) : zero(), to + i);
 }
 
-// Y[r] (+)= X[r] W^T over one K-block of a packed matrix, at most kMostRows rows; X's first column is the block's first
-// row.
+// Y[r] (+)= X[r] W^T over one K-block of a packed bfloat16 matrix, at most kMostRows rows; X's first column is the
+// block's first row.
 template <class X>
 inline void gemm_block(Tiles& tiles, const X& x, int64_t rows, const PackedMatrix& m, const void* packed, int64_t block,
                        float* y, int64_t y_stride, bool add) {
-  if (!m.bf16) return gemm_block_f32(x, rows, m, packed, block, y, y_stride, add);
   alignas(64) uint16_t planes[kMostRows * kPlanes * kBlockK];
   const int64_t columns = at_most(m.K - block * kBlockK, kBlockK), stride = kPlanes * kBlockK;
   for (int64_t r = 0; r < rows; ++r) split_row(row_at(x, r), columns, planes + r * stride);

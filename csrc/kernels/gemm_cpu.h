@@ -5,13 +5,16 @@
 // The rows of X: fp32, by pointer or at a stride.
 struct RowPointers {
   const float* const* rows;
+  int64_t column = 0;
 };
 struct RowsAt {
   const float* data;
   int64_t stride;
 };
-SRR_INLINE const float* row_at(const RowPointers& x, int64_t r) { return x.rows[r]; }
+SRR_INLINE const float* row_at(const RowPointers& x, int64_t r) { return x.rows[r] + x.column; }
 SRR_INLINE const float* row_at(const RowsAt& x, int64_t r) { return x.data + r * x.stride; }
+SRR_INLINE RowPointers from_column(const RowPointers& x, int64_t column) { return {x.rows, x.column + column}; }
+SRR_INLINE RowsAt from_column(const RowsAt& x, int64_t column) { return {x.data + column, x.stride}; }
 
 SRR_INLINE int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
 SRR_INLINE const float* at_bytes(const void* packed, int64_t bytes) {
@@ -195,6 +198,15 @@ inline void gemm_block(Tiles&, const X& x, int64_t rows, const PackedMatrix& m, 
     tile_bf16<R.value, P.value>(x, row0, w + panel * K * kPanel, K * kPanel, valid,
                                 y + row0 * y_stride + panel * kPanel, y_stride, add);
   });
+}
+
+// The same over K-blocks [block, end); X's first column is the first one's first row. Each block is summed afresh before
+// it joins Y, which bounds the rounding error.
+template <class X>
+inline void gemm_blocks(Tiles& tiles, const X& x, int64_t rows, const PackedMatrix& m, const void* packed,
+                        int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {
+  for (int64_t b = block; b < end; ++b)
+    gemm_block(tiles, from_column(x, (b - block) * kBlockK), rows, m, packed, b, y, y_stride, add || b > block);
 }
 #endif
 

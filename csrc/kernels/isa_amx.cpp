@@ -17,6 +17,8 @@ namespace amx {
 
 #include "gemm_amx.h"
 
+#include "digits_amx.h"
+
 #include "pool_cpu.h"
 
 #include "sizes_amx.h"

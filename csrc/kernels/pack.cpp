@@ -37,9 +37,45 @@ class Packer {
     }
   }
 
+  // The digits and scales of a float32 matrix whose weights are in place.
+  void digits(const PackedMatrix& m) {
+    if (m.bf16) return;
+    for (int64_t block = 0; block < m.blocks(); ++block) {
+      bool fit = true;
+      for (int64_t n = 0; n < m.N_padded(); ++n) fit = put_column(m, block, n) && fit;
+      for (int64_t n = 0; n < m.N_padded() && !fit; ++n) put_float(m.scales_bytes() + 4 * (block * m.N_padded() + n), -1);
+    }
+  }
+
   void vector(int64_t offset_bytes, const float* v, int64_t n) { std::memcpy(bytes_ + offset_bytes, v, 4 * n); }
 
  private:
+  void put_float(int64_t at_bytes, float value) { std::memcpy(bytes_ + at_bytes, &value, 4); }
+
+  bool put_column(const PackedMatrix& m, int64_t block, int64_t n) {
+    float column[kBlockK], most = 0, total = 0;
+    const int64_t rows = m.block_rows(block);
+    for (int64_t k = 0; k < rows; ++k) {
+      std::memcpy(column + k, bytes_ + m.offset_bytes + 4 * m.index(block * kBlockK + k, n), 4);
+      const float magnitude = column[k] < 0 ? -column[k] : column[k];
+      most = magnitude > most ? magnitude : most;
+      total += magnitude;
+    }
+    if (total - total != 0 || !fits_digits(most, total, static_cast<float>(rows))) return false;
+    put_float(m.scales_bytes() + 4 * (block * m.N_padded() + n), most / kDigitMost * 65536);
+    if (most == 0) return true;
+    unsigned char* to = bytes_ + m.digits_bytes(block, n / kPanel) + n % kPanel * 4;
+    for (int64_t k = 0; k < rows; ++k) {
+      // Bytes of 128 more each are not negative.
+      const uint32_t sum = static_cast<uint32_t>(double{column[k]} / most * kDigitMost + 0x808080 + 0.5);
+      unsigned char* step = to + k / kDigitStep * kDigits * kDigitStep * kPanel;
+      for (int64_t digit = 0; digit < kDigits; ++digit)
+        step[digit * kDigitStep * kPanel + k % 16 * 64 + k % kDigitStep / 16] =
+            static_cast<unsigned char>((sum >> (16 - 8 * digit)) ^ 0x80);
+    }
+    return true;
+  }
+
   unsigned char* bytes_;
 };
 
@@ -51,6 +87,7 @@ void pack_ranker(const RankerLayout& layout, const float* projection_weight, con
   Packer to(packed);
   const int64_t p = layout.p, e = layout.head_dim(), E = layout.head_padded();
   to.matrix(layout.projection(), projection_weight, p, layout.d, layout.d, 0, 0);
+  to.digits(layout.projection());
   to.vector(layout.projection_bias_bytes(), projection_bias, p);
   for (int64_t i = 0; i < layout.layers; ++i) {
     const PackedLayer at = layout.layer(i);
@@ -63,6 +100,10 @@ void pack_ranker(const RankerLayout& layout, const float* projection_weight, con
       to.matrix(at.out, w.out_proj_weight + head * e, p, e, p, 0, head * E);
     to.matrix(at.ffn1, w.linear1_weight, layout.ffn, p, p, 0, 0);
     to.matrix(at.ffn2, w.linear2_weight, p, layout.ffn, layout.ffn, 0, 0);
+    to.digits(at.qkv);
+    to.digits(at.out);
+    to.digits(at.ffn1);
+    to.digits(at.ffn2);
     to.vector(at.out_bias_bytes, w.out_proj_bias, p);
     to.vector(at.ffn1_bias_bytes, w.linear1_bias, layout.ffn);
     to.vector(at.ffn2_bias_bytes, w.linear2_bias, p);

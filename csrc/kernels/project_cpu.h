@@ -65,6 +65,15 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
     return;
   }
 #endif
+  if (a.inst.dtype == DType::kFloat32 && a.resp.dtype == DType::kFloat32) {
+    for (int64_t r = row0; r < row1; ++r) {
+      int64_t index;
+      const StateRows& from = rows_of(a, r, index);
+      pointers[r - row0] = static_cast<const float*>(from.data) + index * from.stride + block0 * kBlockK;
+    }
+    gemm_blocks(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, block0, block1, partial, plan.p, false);
+    return;
+  }
   for (int64_t block = block0; block < block1; ++block) {
 #if defined(SRR_BF16_DOT)
     if (m.bf16 && a.inst.dtype == DType::kBFloat16 && a.resp.dtype == DType::kBFloat16) {
@@ -88,7 +97,8 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
       else
         widen<StateBF16>(static_cast<const uint16_t*>(from.data) + first, valid, to);
     }
-    gemm_block(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, block, partial, plan.p, block > block0);
+    gemm_blocks(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, block, block + 1, partial, plan.p,
+                block > block0);
   }
 }
 

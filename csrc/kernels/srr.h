@@ -77,11 +77,25 @@ constexpr int64_t kPanel = 16;
 // Rows of a matrix are stored in blocks of kBlockK, so that one block of up to four panels stays in a CPU's L1.
 constexpr int64_t kBlockK = 128;
 
+// A float32 matrix is kept a second time, for tiles of bytes. Within a K-block every column is a scale times whole
+// numbers of kDigits signed bytes, of 65536, 256 and 1 each, at most kDigitMost in magnitude.
+constexpr int64_t kDigits = 3;
+constexpr int64_t kDigitStep = 64;  // rows that one tile holds
+constexpr float kDigitMost = 8355584.0f;
+// Whole numbers of one scale are as good as float32 where the largest magnitude is within these limits, or zero, and at
+// most kUneven times the mean one. Elsewhere float32 itself is multiplied.
+constexpr float kDigitFrom = 1e-25f, kDigitTo = 1e25f;
+constexpr float kUneven = 32.0f;
+constexpr bool fits_digits(float most, float total, float count) {
+  return most == 0 || (most >= kDigitFrom && most <= kDigitTo && most * count <= kUneven * total);
+}
+
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // One matrix y = x W^T of a packed ranker: W^T is [K, N], element (k, n) at index(k, n) from the start of the
 // section. Panels beyond N hold zeros. 16-bit weights interleave pairs of rows (k, k + 1), as dot-product
-// instructions want them, and pad K to even.
+// instructions want them, and pad K to even. Behind 32-bit weights lie their digits, rows in steps of kDigitStep with
+// zeros behind the last, and their scales.
 struct PackedMatrix {
   int64_t offset_bytes;  // from the start of the packed ranker
   int64_t K, N;
@@ -103,7 +117,21 @@ struct PackedMatrix {
     const int64_t row = k % kBlockK, col = n % kPanel;
     return base + (bf16 ? row / 2 * 2 * kPanel + col * 2 + row % 2 : row * kPanel + col);
   }
-  constexpr int64_t size_bytes() const { return K_padded() * N_padded() * (bf16 ? 2 : 4); }
+  constexpr int64_t weight_bytes() const { return K_padded() * N_padded() * (bf16 ? 2 : 4); }
+  // Of K-block `block`, panel `panel`, from the start of the packed ranker: [steps][kDigits][16 rows][16 columns][4];
+  // byte i of a row is that of weight row 16 i + row of its step.
+  constexpr int64_t digits_bytes(int64_t block, int64_t panel) const {
+    return offset_bytes + weight_bytes() +
+           kDigits * (block * kBlockK * N_padded() + panel * kPanel * kDigitStep * digit_steps(block));
+  }
+  constexpr int64_t digit_steps(int64_t block) const { return (block_rows(block) + kDigitStep - 1) / kDigitStep; }
+  // [blocks, N_padded] floats: a column is scale / 65536 times its digits; all negative where the block has no digits.
+  constexpr int64_t scales_bytes() const {
+    return offset_bytes + weight_bytes() + kDigits * round_up(K, kDigitStep) * N_padded();
+  }
+  constexpr int64_t size_bytes() const {
+    return bf16 ? weight_bytes() : scales_bytes() - offset_bytes + 4 * blocks() * N_padded();
+  }
 };
 
 // One encoder layer of a packed ranker. Vectors are fp32 and padded to panels.
