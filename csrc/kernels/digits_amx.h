@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// float32 products on AMX, whose tiles multiply bytes twice as fast as bfloat16 and sum them without rounding. Rows of X
-// become whole numbers of three signed bytes as the weights are in the packed ranker, a scale for each row and K-block.
-// Of the nine products of digits the six largest are kept, each sum of the same weight in a tile of its own. What is
-// left out is of the size of float32's own rounding errors as long as no element is far above the others; where one is,
-// in a row or in the weights, that row's K-block goes the way of AVX-512.
+// float32 products on AMX, whose tiles multiply bytes twice as fast as bfloat16 and sum them without rounding. Rows of
+// X become whole numbers of three signed bytes as the weights are in the packed ranker, a scale for each row and
+// K-block. Of the nine products of digits the six largest are kept, each sum of the same weight in a tile of its own.
+// What is left out is of the size of float32's own rounding errors as long as no element is far above the others; where
+// one is, in a row or in the weights, that row's K-block goes the way of AVX-512.
 //
 // The bits of a row depend on that row and W alone: its scale is its own, and sums of whole numbers have no order.
 
@@ -228,8 +228,12 @@ inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatr
         splitter.one();
         if (i == 1) put();
       });
-      ready = {sums[next_sums], from.scale,           scales + panel * kPanel, at_most(rows - row, height),
-               y + row * y_stride + panel * kPanel, add || k > 0};
+      ready = {sums[next_sums],
+               from.scale,
+               scales + panel * kPanel,
+               at_most(rows - row, height),
+               y + row * y_stride + panel * kPanel,
+               add || k > 0};
     }
     splitter.all();
     put();

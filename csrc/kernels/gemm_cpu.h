@@ -200,8 +200,8 @@ inline void gemm_block(Tiles&, const X& x, int64_t rows, const PackedMatrix& m, 
   });
 }
 
-// The same over K-blocks [block, end); X's first column is the first one's first row. Each block is summed afresh before
-// it joins Y, which bounds the rounding error.
+// The same over K-blocks [block, end); X's first column is the first one's first row. Each block is summed afresh
+// before it joins Y, which bounds the rounding error.
 template <class X>
 inline void gemm_blocks(Tiles& tiles, const X& x, int64_t rows, const PackedMatrix& m, const void* packed,
                         int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {

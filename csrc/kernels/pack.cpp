@@ -43,7 +43,8 @@ class Packer {
     for (int64_t block = 0; block < m.blocks(); ++block) {
       bool fit = true;
       for (int64_t n = 0; n < m.N_padded(); ++n) fit = put_column(m, block, n) && fit;
-      for (int64_t n = 0; n < m.N_padded() && !fit; ++n) put_float(m.scales_bytes() + 4 * (block * m.N_padded() + n), -1);
+      for (int64_t n = 0; n < m.N_padded() && !fit; ++n)
+        put_float(m.scales_bytes() + 4 * (block * m.N_padded() + n), -1);
     }
   }
 

@@ -24,7 +24,7 @@ constexpr int64_t kQueryRows = 2 * 6;  // queries of one attention tile, of shor
 constexpr int64_t kQueryRowsLong = 8 * 6;
 constexpr int64_t kKeyBlock = 4 * kBlockK;  // keys that an attention tile looks at together; longer sequences are long
 constexpr int64_t kRowGroup = 96;           // rows of one projection item
-constexpr int64_t kSliceColumns = 4096;     // K-slices are about this long, at most kMaxSlices of them
+constexpr int64_t kSliceColumns = 1024;     // K-slices are about this long, at most kMaxSlices of them
 constexpr int64_t kMaxSlices = 8;
 constexpr int64_t kSliceBytes = 1 << 19;  // of weights in a slice whose sums stay in tiles: a part of a L2 cache
 // Less than this per extra worker is not worth waking it: about as much time with fp32 as with faster bfloat16 weights.
