@@ -357,6 +357,47 @@ def test_very_small_and_very_large_states(isa, scale):
     assert got.scores.abs().max() <= 1
 
 
+@pytest.mark.parametrize("scale", [10.0, 100.0, 1000.0])
+@pytest.mark.parametrize("count", [1, 8, 64])
+@pytest.mark.parametrize("hidden", [False, True], ids=["in the result", "hidden by small weights"])
+def test_a_few_columns_far_above_the_others(isa, scale, count, hidden):
+    case = ScoreCase("", (12,), 1000)
+    ranker = case.build()
+    inst, resp, offsets = case.inputs()
+    columns = torch.randperm(case.d, generator=torch.Generator().manual_seed(2))[:count]
+    inst[:, columns] *= scale
+    resp[:, columns] *= scale
+    if hidden:
+        ranker.projection.weight.data[:, columns] /= scale
+    exact, plain = exact_and_plain(ranker, inst, resp, offsets)
+    assert_within_budget(ranker.prepare()(inst, resp, offsets).scores, exact.scores, plain.scores, SCORE_FLOOR)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_of_very_different_sizes(isa, seed):
+    case = ScoreCase("", (12,), 1000)
+    ranker = case.build(seed)
+    for matrix in (w for w in ranker.parameters() if w.dim() == 2):
+        matrix.data *= torch.exp(1.5 * torch.randn_like(matrix))
+        matrix.data[::3, 0] = 0
+    ranker.projection.weight.data[1, 5] = 1e4
+    inst, resp, offsets = case.inputs(seed)
+    exact, plain = exact_and_plain(ranker, inst, resp, offsets)
+    assert_within_budget(ranker.prepare()(inst, resp, offsets).scores, exact.scores, plain.scores, SCORE_FLOOR)
+
+
+@native_only
+def test_an_uneven_neighbour_changes_no_bit(isa):
+    case = ScoreCase("", (40,), 300)
+    scorer = case.build().prepare()
+    inst, resp, _ = case.inputs()
+    resp[7:, ::50] *= 1e4
+    resp[20], resp[30] = 1e-30, 1e30
+    together = scorer(inst.expand(2, -1), resp, torch.tensor([0, 7, 40]))
+    for mine in (slice(0, 7), slice(7, 40)):
+        assert torch.equal(scorer(inst, resp[mine]).scores, together.scores[mine])
+
+
 def test_states_beyond_the_limit_are_out_on_every_path(isa):
     case = ScoreCase("", (5,), 32)
     ranker = case.build()

@@ -40,27 +40,26 @@ SRR_INLINE void put_digits(const __m512i (&n)[4], int8_t* to) {
   for (int i = 0; i < kDigits; ++i) _mm512_store_si512(to + i * kDigitTile, _mm512_xor_si512(digits[i], sign));
 }
 
-// One row's digits of `count` elements in whole steps, zeros behind them. Returns its scale, negative where digits do
-// not fit.
+// One row's digits, of whole steps. Returns its scale, negative where digits do not fit.
 template <int Steps>
-__attribute__((noinline)) float split_digits(const float* x, float count, int8_t* to) {
+__attribute__((noinline)) float split_digits(const float* x, int8_t* to) {
   constexpr int kVectors = Steps * kDigitStep / 16;
-  F16 v[kVectors], most[4], total[4];
+  F16 v[kVectors];
+  __m512i most[4];  // bits of magnitudes: those of NaN are above all others
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i) {
     v[i] = load(x + 16 * i);
     __builtin_prefetch(x + 16 * (i + kVectors), 0, 2);  // the next K-block
+    const __m512i magnitude = _mm512_castps_si512(abs(v[i]).v);
+    most[i % 4] = i < 4 ? magnitude : _mm512_max_epu32(most[i % 4], magnitude);
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) most[i] = total[i] = abs(v[i]);
-#pragma GCC unroll 4
-  for (int i = 4; i < kVectors; ++i) {
-    most[i % 4] = max(most[i % 4], abs(v[i]));
-    total[i % 4] = total[i % 4] + abs(v[i]);
-  }
-  const float top = max_lane(max(max(most[0], most[1]), max(most[2], most[3])));
-  const float all = sum((total[0] + total[1]) + (total[2] + total[3]));  // NaN where an element is
-  if (!(all - all == 0 && fits_digits(top, all, count))) return -1;
+  const __m512i largest = _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3]));
+  const uint32_t bits = _mm512_reduce_max_epu32(largest);
+  float top;
+  __builtin_memcpy(&top, &bits, 4);
+  const __m512 lanes = _mm512_castsi512_ps(largest), least = _mm512_set1_ps(top * (1 / kUneven));
+  const __mmask16 few = _mm512_cmp_ps_mask(lanes, least, _CMP_LT_OQ) & _mm512_test_epi32_mask(largest, largest);
+  if (few != 0 || !(top <= kDigitTo) || (top < kDigitFrom && top != 0)) return -1;
   const F16 scale = set1(top > 0 ? kDigitMost / top : 0), offset = set1(static_cast<float>(0x808080));
 #pragma GCC unroll 2
   for (int s = 0; s < Steps; ++s) {
@@ -101,12 +100,14 @@ class Splitter {
 
  private:
   SRR_INLINE float split(const float* x, int8_t* to) const {
-    if (count_ == kBlockK) return split_digits<2>(x, kBlockK, to);
-    if (count_ == kDigitStep) return split_digits<1>(x, kDigitStep, to);
+    if (count_ % kDigitStep != 0) return split_rest(x, to);
+    return count_ > kDigitStep ? split_digits<2>(x, to) : split_digits<1>(x, to);
+  }
+
+  __attribute__((noinline)) float split_rest(const float* x, int8_t* to) const {
     float padded[kBlockK] = {};
     for (int64_t i = 0; i < count_; ++i) padded[i] = x[i];
-    const float count = static_cast<float>(count_);
-    return count_ > kDigitStep ? split_digits<2>(padded, count, to) : split_digits<1>(padded, count, to);
+    return count_ > kDigitStep ? split_digits<2>(padded, to) : split_digits<1>(padded, to);
   }
 
   const X& x_;
