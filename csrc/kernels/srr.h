@@ -83,8 +83,8 @@ constexpr int64_t kDigits = 3;
 constexpr int64_t kDigitStep = 64;  // rows that one tile holds
 constexpr float kDigitMost = 8355584.0f;
 // Whole numbers of one scale are as good as float32 where the largest magnitude is within these limits, or zero, and no
-// element is far above all others: of the elements 16 apart the largest is zero or at least 1 / kUneven of it. Elsewhere
-// float32 itself is multiplied.
+// element is far above all others: of the elements 16 apart the largest is zero or at least 1 / kUneven of it.
+// Elsewhere float32 itself is multiplied.
 constexpr float kDigitFrom = 1e-25f, kDigitTo = 1e25f;
 constexpr float kUneven = 32.0f;
 
