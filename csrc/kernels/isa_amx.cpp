@@ -6,6 +6,7 @@
 #include <immintrin.h>
 // _mm512_undefined_*() initialises a variable with itself, which GCC 12 reports where it is inlined.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #define SRR_AVX512
 #define SRR_AMX
