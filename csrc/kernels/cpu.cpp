@@ -17,11 +17,12 @@ namespace srr {
 namespace {
 
 #if defined(__x86_64__)
-// Whether the processor has tiles of bfloat16 and of bytes and the system lets this process use them: it wants to be asked.
+// Whether the processor has tiles of bfloat16 and bytes and the system lets this process use them: it wants to be
+// asked.
 bool amx_granted() {
 #if defined(__linux__)
   constexpr unsigned kWanted = 1u << 24 | 1u << 22 | 1u << 25;  // tiles, of bfloat16, of bytes
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;   // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned eax, ebx, ecx, edx;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kWanted) != kWanted) return false;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
