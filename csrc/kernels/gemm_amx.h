@@ -154,14 +154,19 @@ SRR_INLINE void copy_w(const uint16_t* w, int64_t K, uint16_t* to) {
     _mm512_storeu_si512(to + k * kPanel, k < K ? _mm512_loadu_si512(w + k * kPanel) : _mm512_setzero_si512());
 }
 
-// The rows of `parts` times all panels of K-blocks [block, block + blocks), which are whole where they are several.
+// Panels [first, end) of a matrix.
+struct Panels {
+  int64_t first, end;
+};
+
+// The rows of `parts` times these panels of K-blocks [block, block + blocks), which are whole where they are several.
 template <int Planes>
 SRR_INLINE void blocks_amx(Tiles& tiles, const TileRows* parts, int64_t count, const PackedMatrix& m,
-                           const void* packed, int64_t block, int64_t blocks, int64_t y_stride, bool add) {
+                           const void* packed, Panels all, int64_t block, int64_t blocks, int64_t y_stride, bool add) {
   alignas(64) uint16_t padded[2 * kTilePanels * kBlockK * kPanel];
   const int64_t K = m.block_rows(block);
-  for_row_panels(parts, count, m.N_padded() / kPanel, y_stride, [&](auto R, auto P, TileRows* here, int64_t panel) {
-    TileWeights w{bf16_block(m, packed, block) + panel * K * kPanel, K * kPanel, kBlockK * m.N_padded(), blocks,
+  for_row_panels(parts, count, all.end - all.first, y_stride, [&](auto R, auto P, TileRows* here, int64_t panel) {
+    TileWeights w{bf16_block(m, packed, block) + (all.first + panel) * K * kPanel, K * kPanel, kBlockK * m.N_padded(), blocks,
                   (K + kStep - 1) / kStep};
     if (K % kStep != 0) {
       for (int64_t c = 0; c < P.value; ++c) copy_w(w.w + c * w.panel, K, padded + c * kBlockK * kPanel);
@@ -209,13 +214,13 @@ inline void gemm_block(Tiles& tiles, const X& x, int64_t rows, const PackedMatri
   const int64_t columns = at_most(m.K - block * kBlockK, kBlockK), stride = kPlanes * kBlockK;
   for (int64_t r = 0; r < rows; ++r) split_row(row_at(x, r), columns, planes + r * stride);
   const TileRows all{planes, stride, rows, y};
-  blocks_amx<kPlanes>(tiles, &all, 1, m, packed, block, 1, y_stride, add);
+  blocks_amx<kPlanes>(tiles, &all, 1, m, packed, {0, m.N_padded() / kPanel}, block, 1, y_stride, add);
 }
 
-// The same for bfloat16 rows, read where they lie, over K-blocks [block, end). X's first column is the matrix's first
-// row.
+// The same for bfloat16 rows, read where they lie, and some panels, over K-blocks [block, end). X's first column is the
+// matrix's first row, Y's first column that of the first panel.
 inline void gemm_blocks_dot(Tiles& tiles, const TileRows* parts, int64_t count, const PackedMatrix& m,
-                            const void* packed, int64_t block, int64_t end, int64_t y_stride) {
+                            const void* packed, Panels panels, int64_t block, int64_t end, int64_t y_stride) {
   const int64_t first = block, whole = at_most(m.K / kBlockK, end);
   TileRows here[2];
   if (block < whole) {
@@ -223,7 +228,7 @@ inline void gemm_blocks_dot(Tiles& tiles, const TileRows* parts, int64_t count, 
       here[i] = parts[i];
       here[i].x += block * kBlockK;
     }
-    blocks_amx<1>(tiles, here, count, m, packed, block, whole - block, y_stride, false);
+    blocks_amx<1>(tiles, here, count, m, packed, panels, block, whole - block, y_stride, false);
     block = whole;
   }
   if (block == end) return;
@@ -240,5 +245,5 @@ inline void gemm_blocks_dot(Tiles& tiles, const TileRows* parts, int64_t count, 
                             _mm512_maskz_loadu_epi16(mask, parts[i].x + r * parts[i].x_stride + block * kBlockK + c));
       }
   }
-  blocks_amx<1>(tiles, here, count, m, packed, block, 1, y_stride, block > first);
+  blocks_amx<1>(tiles, here, count, m, packed, panels, block, 1, y_stride, block > first);
 }
