@@ -77,8 +77,8 @@ __attribute__((noinline)) void add_products(const uint16_t* x, int64_t x_stride,
 }
 
 // X W^T, whose sums meet nothing but the first-level cache: calls done(row, rows, column, panels, sums), a row of sums
-// being 16 * panels floats, in the middle of the products that follow: by then the sums have arrived, and no load of
-// weights waits behind its stores. X has whole steps of columns. `sums`: for twice four tiles.
+// being 16 * panels floats, in the middle of the products that follow, or right after them where they are few: by then
+// the sums have arrived. X has whole steps of columns. `sums`: for twice four tiles.
 template <class Done>
 inline void product_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64_t rows, const PackedMatrix& m,
                         const void* packed, float* sums, Done&& done) {
@@ -118,16 +118,18 @@ inline void product_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64
           add_products<R.value, P.value>(from + column, x_stride, lower * x_stride, w);
         };
         const int64_t half = whole / 2;
-        if (half > 0) add(0, blocks(0, half));
-        if (half == 0 && K > 0) add(whole * kBlockK, rest);
-        finish();
+        if (half > 0) {
+          add(0, blocks(0, half));
+          finish();
+        }
         if (whole > half) add(half * kBlockK, blocks(half, whole));
-        if (half > 0 && K > 0) add(whole * kBlockK, rest);
+        if (K > 0) add(whole * kBlockK, rest);
         unrolled<R.value>([&](auto r) {
           unrolled<P.value>([&](auto c) {
             store_tile<2 * r.value + c.value>(to + r.value * lower * stride + c.value * kPanel, 4 * stride);
           });
         });
+        if (half == 0) finish();
       };
       if (even.pairs > 0)
         with_int<kTilePanels>(width, [&](auto P) { run(Int<2>{}, P); });
