@@ -55,27 +55,6 @@ struct EvenRows {
   }
 };
 
-// The tiles of Y += X W over the K-blocks of `w`, for R tiles of rows `lower` apart times P panels. A few lines of the
-// panels to their right are fetched now and then: from there the hardware goes on by itself.
-template <int R, int P>
-__attribute__((noinline)) void add_products(const uint16_t* x, int64_t x_stride, int64_t lower, const TileWeights& w) {
-  for (int64_t block = 0; block < w.blocks; ++block) {
-    const uint16_t* panels = w.w + block * w.block;
-    const uint16_t* ahead = panels + P * w.panel;
-    const int64_t steps = block + 1 < w.blocks ? kBlockK / kStep : w.last_steps;
-    for (int64_t s = 0; s < steps; ++s, panels += kStep * kPanel, ahead += P * kStep * kPanel, x += kStep) {
-      for (int64_t line = 0; line < 2; ++line) __builtin_prefetch(ahead + line * 2 * kPanel, 0, 2);
-      unrolled<P>([&](auto c) {
-        load_tile<6 + c.value % 2>(panels + c.value * w.panel, 4 * kPanel);
-        unrolled<R>([&](auto r) {
-          if (c.value == 0) load_tile<4 + r.value>(x + r.value * lower, 2 * x_stride);
-          dot_tiles<2 * r.value + c.value, 4 + r.value, 6 + c.value % 2>();
-        });
-      });
-    }
-  }
-}
-
 // X W^T, whose sums meet nothing but the first-level cache: calls done(row, rows, column, panels, sums), a row of sums
 // being 16 * panels floats, in the middle of the products that follow, or right after them where they are few: by then
 // the sums have arrived. X has whole steps of columns. `sums`: for twice four tiles.

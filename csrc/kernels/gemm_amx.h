@@ -118,6 +118,27 @@ __attribute__((noinline)) void tile_amx(const TileRows* rows, const TileWeights&
   for_y([&](auto tile, float* at) { store_tile<tile.value>(at, 4 * y_stride); });
 }
 
+// The tiles of Y += X W over the K-blocks of `w`, for R tiles of rows `lower` apart times P panels. A few lines of the
+// panels to their right are fetched now and then: from there the hardware goes on by itself.
+template <int R, int P>
+__attribute__((noinline)) void add_products(const uint16_t* x, int64_t x_stride, int64_t lower, const TileWeights& w) {
+  for (int64_t block = 0; block < w.blocks; ++block) {
+    const uint16_t* panels = w.w + block * w.block;
+    const uint16_t* ahead = panels + P * w.panel;
+    const int64_t steps = block + 1 < w.blocks ? kBlockK / kStep : w.last_steps;
+    for (int64_t s = 0; s < steps; ++s, panels += kStep * kPanel, ahead += P * kStep * kPanel, x += kStep) {
+      for (int64_t line = 0; line < 2; ++line) __builtin_prefetch(ahead + line * 2 * kPanel, 0, 2);
+      unrolled<P>([&](auto c) {
+        load_tile<6 + c.value % 2>(panels + c.value * w.panel, 4 * kPanel);
+        unrolled<R>([&](auto r) {
+          if (c.value == 0) load_tile<4 + r.value>(x + r.value * lower, 2 * x_stride);
+          dot_tiles<2 * r.value + c.value, 4 + r.value, 6 + c.value % 2>();
+        });
+      });
+    }
+  }
+}
+
 // The rows of all `parts` in tiles, y moved on to `panel`s: calls body(Int<R>{}, Int<P>{}, tiles, panel) for one or two
 // tiles at a time. A low tile shares the weights it loads with the next one; a tile of full height stands alone and
 // takes more panels.
@@ -246,4 +267,36 @@ inline void gemm_blocks_dot(Tiles& tiles, const TileRows* parts, int64_t count, 
       }
   }
   blocks_amx<1>(tiles, here, count, m, packed, panels, block, 1, y_stride, block > first);
+}
+
+// The same for rows in two places, together at most a tile, over whole K-blocks: they are copied side by side one block
+// ahead, so that weights are read once. Y's rows follow one another.
+inline void few_rows_dot(Tiles& tiles, const TileRows* parts, const PackedMatrix& m, const void* packed, Panels panels,
+                         int64_t block, int64_t end, int64_t y_stride) {
+  constexpr int64_t stride = kBlockK + kStep;
+  alignas(64) uint16_t together[2][kTileHeight * stride];
+  const int64_t rows = parts[0].rows + parts[1].rows;
+  const auto copy = [&](int64_t b) {
+    uint16_t* to = together[b % 2];
+    for (int64_t r = 0; r < rows; ++r, to += stride) {
+      const TileRows& part = parts[r >= parts[0].rows];
+      const uint16_t* from = part.x + (r < parts[0].rows ? r : r - parts[0].rows) * part.x_stride + b * kBlockK;
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < kBlockK; c += kStep) _mm512_store_si512(to + c, _mm512_loadu_si512(from + c));
+    }
+  };
+  tiles.shape(rows, rows);
+  for (int64_t panel = panels.first; panel < panels.end; panel += 2 * kTilePanels)
+    with_int<2 * kTilePanels>(at_most(panels.end - panel, 2 * kTilePanels), [&](auto P) {
+      unrolled<P.value>([&](auto c) { zero_tile<c.value>(); });
+      copy(block);
+      for (int64_t b = block; b < end; ++b) {
+        if (b + 1 < end) copy(b + 1);
+        const TileWeights w{bf16_block(m, packed, b) + panel * kBlockK * kPanel, kBlockK * kPanel, 0, 1, kBlockK / kStep};
+        add_products<1, P.value>(together[b % 2], stride, 0, w);
+      }
+      unrolled<P.value>([&](auto c) {
+        store_tile<c.value>(parts[0].y + (panel - panels.first + c.value) * kPanel, 4 * y_stride);
+      });
+    });
 }

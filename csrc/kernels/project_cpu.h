@@ -62,7 +62,11 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
       parts[count] = {static_cast<const uint16_t*>(from.data) + index * from.stride, from.stride, end - r,
                       partial + (r - row0) * plan.p + panels.first * kPanel};
     }
-    gemm_blocks_dot(tiles, parts, count, m, a.packed, panels, block0, block1, plan.p);
+    const bool few = count == 2 && row1 - row0 <= kTileHeight && (block1 < m.blocks() || m.K % kBlockK == 0);
+    if (few)
+      few_rows_dot(tiles, parts, m, a.packed, panels, block0, block1, plan.p);
+    else
+      gemm_blocks_dot(tiles, parts, count, m, a.packed, panels, block0, block1, plan.p);
     return;
   }
 #endif
