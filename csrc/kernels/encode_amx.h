@@ -64,7 +64,8 @@ inline void product_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64
   alignas(64) uint16_t padded[2 * kTilePanels * kBlockK * kPanel];  // the last rows of W, zeros behind them
   const int64_t panels = m.N_padded() / kPanel, whole = m.K / kBlockK, K = m.K % kBlockK;
   const EvenRows even(rows);
-  const int64_t most = even.pairs > 0 ? kTilePanels : 2 * kTilePanels, together = even.pairs > 0 ? 2 * even.height : rows;
+  const int64_t most = even.pairs > 0 ? kTilePanels : 2 * kTilePanels;
+  const int64_t together = even.pairs > 0 ? 2 * even.height : rows;
   struct {
     int64_t row, rows, column, panels;
     const float* sums;
@@ -360,6 +361,7 @@ inline void encode_layers_amx(const ScoreParams& a, const ScorePlan& plan, const
   Pieces pieces{reinterpret_cast<unsigned char*>(chunk.behind)};
   const AmxChunk c = amx_chunk(pieces, a.layout, n, plan.chunk_rows);
   const int64_t rows = chunk.begin[sequences];
+  if (rows == 0) return;
   Tiles own;
   // Where workers are called, they set up their own tiles, perhaps this thread's.
   const auto for_tiles = [&](int64_t count, int64_t most, auto&& body) {

@@ -187,8 +187,8 @@ SRR_INLINE void blocks_amx(Tiles& tiles, const TileRows* parts, int64_t count, c
   alignas(64) uint16_t padded[2 * kTilePanels * kBlockK * kPanel];
   const int64_t K = m.block_rows(block);
   for_row_panels(parts, count, all.end - all.first, y_stride, [&](auto R, auto P, TileRows* here, int64_t panel) {
-    TileWeights w{bf16_block(m, packed, block) + (all.first + panel) * K * kPanel, K * kPanel, kBlockK * m.N_padded(), blocks,
-                  (K + kStep - 1) / kStep};
+    TileWeights w{bf16_block(m, packed, block) + (all.first + panel) * K * kPanel, K * kPanel, kBlockK * m.N_padded(),
+                  blocks, (K + kStep - 1) / kStep};
     if (K % kStep != 0) {
       for (int64_t c = 0; c < P.value; ++c) copy_w(w.w + c * w.panel, K, padded + c * kBlockK * kPanel);
       w.w = padded;
@@ -292,11 +292,11 @@ inline void few_rows_dot(Tiles& tiles, const TileRows* parts, const PackedMatrix
       copy(block);
       for (int64_t b = block; b < end; ++b) {
         if (b + 1 < end) copy(b + 1);
-        const TileWeights w{bf16_block(m, packed, b) + panel * kBlockK * kPanel, kBlockK * kPanel, 0, 1, kBlockK / kStep};
+        const TileWeights w{bf16_block(m, packed, b) + panel * kBlockK * kPanel, kBlockK * kPanel, 0, 1,
+                            kBlockK / kStep};
         add_products<1, P.value>(together[b % 2], stride, 0, w);
       }
-      unrolled<P.value>([&](auto c) {
-        store_tile<c.value>(parts[0].y + (panel - panels.first + c.value) * kPanel, 4 * y_stride);
-      });
+      unrolled<P.value>(
+          [&](auto c) { store_tile<c.value>(parts[0].y + (panel - panels.first + c.value) * kPanel, 4 * y_stride); });
     });
 }
