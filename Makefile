@@ -151,7 +151,7 @@ sanitize: $(VENV)/.tested
 	$(BIN)/cmake -S . -B build/asan -G Ninja -DSRR_FAST_CUDA=OFF -DSRR_FAST_SANITIZE=address && $(BIN)/cmake --build build/asan && $(BIN)/ctest --test-dir build/asan --output-on-failure
 	$(BIN)/cmake -S . -B build/tsan -G Ninja -DSRR_FAST_CUDA=OFF -DSRR_FAST_SANITIZE=thread && $(BIN)/cmake --build build/tsan && $(BIN)/ctest --test-dir build/tsan --output-on-failure
 
-reliability: $(VENV)/.tested
+reliability: $(VENV)/.serving
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability --report docs/reliability.md $(ARGS)
 
 PYTHONS ?= 3.10 3.11 3.12 3.13

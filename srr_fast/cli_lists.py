@@ -34,9 +34,8 @@ def add(commands: Any) -> None:
     )
     sample.add_argument("--n", type=int, default=16, help="samples per instruction (%(default)s)")
     sample.add_argument(
-        "--judge", required=True, metavar="NAME", help="keyword, minichat, or hub id or folder of a text classifier"
+        "--judge", required=True, metavar="NAME", help="keyword, minichat, or hub id or folder of a guard model"
     )
-    sample.add_argument("--safe-label", nargs="+", metavar="LABEL", help="the classifier's labels that mean safe")
     sample.add_argument("--temperature", type=float, default=1.0, help="of the sampling (%(default)s)")
     sample.add_argument("--max-new-tokens", type=int, default=256, metavar="T", help="per sample (%(default)s)")
     sample.add_argument("--seed", type=int, default=0)
@@ -59,7 +58,7 @@ def _sample(args: argparse.Namespace) -> None:
 
     logging.disable_progress_bar()
     instructions = read_instructions(args.instructions)
-    judge = judges.load(args.judge, args.safe_label)
+    judge = judges.load(args.judge)
     model, tokenizer = load_hub_model(args.model) if args.model else minichat.load_model()
     rows = sample(
         model,

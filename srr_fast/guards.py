@@ -31,9 +31,12 @@ VERDICT_TOKENS = 16
 
 
 class Guard(Protocol):
-    """name: id or folder. safety: a number [M] per pair, higher being safer; inf and NaN do not occur."""
+    """name: id or folder. safety: a number [M] per pair, higher being safer; inf and NaN do not occur. It is the
+    log-odds of safe, unless ``is_reward``: then it has no zero.
+    """
 
     name: str
+    is_reward: bool
 
     def safety(self, pairs: Sequence[Pair]) -> Array: ...
 
@@ -41,12 +44,12 @@ class Guard(Protocol):
 def load_guard(name_or_path: str) -> Guard:
     """A guard by hub id or folder: a sequence classifier, or a causal model that answers "safe" or "unsafe".
 
-    ``id#LABEL`` says which label of a classifier means safe, where the labels do not.
+    ``id#LABEL`` or ``id#LABEL,LABEL`` says which labels of a classifier mean safe, where the labels do not.
     Raises ValueError for labels that do not say it, and for a model of another kind.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    name, _, safe_label = name_or_path.partition("#")
+    name, _, safe_labels = name_or_path.partition("#")
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     kind = (config.architectures or ["a model without a head"])[0]
     if kind.endswith("ForSequenceClassification"):
@@ -55,7 +58,7 @@ def load_guard(name_or_path: str) -> Guard:
             name_or_path,
             model,
             AutoTokenizer.from_pretrained(name, trust_remote_code=False),
-            safe_label=safe_label or None,
+            safe_labels=safe_labels.split(",") if safe_labels else (),
         )
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", trust_remote_code=False)
@@ -67,8 +70,9 @@ class Classifier:
     """A sequence classifier: safety is the log-odds of its safe labels; of labels that do not exclude one another, or
     none of which is safe, minus the highest log-odds of those that are not.
 
-    A label is safe or unsafe by its name; where one is safe by name, all others are not. One label without a meaning
-    in its name is a reward: higher is safer. max_length: tokens of a pair; the longer text is cut.
+    A label is safe or unsafe by its name; where one is safe by name, all others are not, and where one is unsafe of
+    labels that exclude one another, all others are safe. One label without a meaning in its name is a reward: higher is
+    safer. safe_labels: which are safe, whatever the names say. max_length: tokens of a pair; the longer text is cut.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Classifier:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        safe_label: str | None = None,
+        safe_labels: Sequence[str] = (),
         max_length: int = 512,
         batch_size: int = 32,
     ) -> None:
@@ -87,8 +91,9 @@ class Classifier:
         _prepare(model, tokenizer, "right")
         labels = dict(config.id2label or {})
         names = [str(label) for _, label in sorted(labels.items())]
-        self.safe = _safe_labels(name, names, safe_label)
         self.multi = config.problem_type == "multi_label_classification"
+        self.safe = _safe(name, names, safe_labels, exclusive=not self.multi)
+        self.is_reward = all(self.safe)
 
     def encode(self, pair: Pair) -> dict[str, list[int]]:
         """Token ids and what else the model takes of one pair."""
@@ -105,8 +110,8 @@ class Classifier:
 
     def _log_odds(self, logits: torch.Tensor) -> torch.Tensor:
         safe = torch.tensor(self.safe, device=logits.device)
-        if safe.all():
-            return logits.amax(1)
+        if self.is_reward:
+            return logits[:, 0]
         if self.multi or not safe.any():
             return -logits[:, ~safe].amax(1)
         return logits[:, safe].logsumexp(1) - logits[:, ~safe].logsumexp(1)
@@ -123,6 +128,7 @@ class Verdict:
         self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8
     ) -> None:
         self.name, self.model, self.tokenizer, self.batch_size = name, model.eval(), tokenizer, batch_size
+        self.is_reward = False
         if not tokenizer.chat_template:
             raise ValueError(f"guard {name}: wants a tokenizer with a chat_template that asks for a verdict")
         _prepare(model, tokenizer, "left")
@@ -176,19 +182,22 @@ def _prepare(model: Any, tokenizer: PreTrainedTokenizerBase, side: str) -> None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _safe_labels(name: str, labels: list[str], safe_label: str | None) -> list[bool]:
-    """Which labels mean safe."""
-    if safe_label is not None:
-        if safe_label not in labels:
-            raise ValueError(f"guard {name}: has no label {safe_label!r} but {labels}")
-        return [label == safe_label for label in labels]
+def _safe(name: str, labels: list[str], safe_labels: Sequence[str], *, exclusive: bool) -> list[bool]:
+    """Which labels mean safe; all of them: a reward."""
+    if safe_labels:
+        safe = [label in safe_labels for label in labels]
+        if all(safe) or sum(safe) < len(set(safe_labels)):
+            raise ValueError(f"guard {name}: safe labels must be some of {labels}, got {list(safe_labels)}")
+        return safe
     plain = [re.sub(r"[^a-z]", "", label.lower()) for label in labels]
     safe = [bool(SAFE_LABEL.search(label)) for label in plain]
     unsafe = [bool(UNSAFE_LABEL.search(label)) and not one for label, one in zip(plain, safe, strict=True)]
-    if any(safe) or any(unsafe):
-        return safe
     if len(labels) == 1:
-        return [True]
+        return [not unsafe[0]]
+    if exclusive and not any(safe) and any(unsafe) and not all(unsafe):
+        return [not one for one in unsafe]
+    if not all(safe) and (any(safe) or any(unsafe)):
+        return safe
     raise ValueError(f"guard {name}: which of the labels {labels} means safe? Say it: {name}#LABEL")
 
 

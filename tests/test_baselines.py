@@ -188,6 +188,7 @@ PAIRS = [("w20 w21", "w30"), ("w20", f"{SAFE} w31 w32 w33"), ("w22 w23 w24", f"{
         (["toxic", "non-toxic"], lambda x: x[:, 1] - x[:, 0]),
         (["benign", "injection", "jailbreak"], lambda x: x[:, 0] - np.logaddexp(x[:, 1], x[:, 2])),
         (["hate", "violence"], lambda x: -x.max(1)),
+        (["fine", "hate", "good"], lambda x: np.logaddexp(x[:, 0], x[:, 2]) - x[:, 1]),
         (["toxic"], lambda x: -x[:, 0]),
         (["LABEL_0"], lambda x: x[:, 0]),
     ],
@@ -216,8 +217,9 @@ def test_labels_without_meaning_want_a_word(tmp_path):
     model, made = classifier(tmp_path, ["LABEL_0", "LABEL_1"])
     with pytest.raises(ValueError, match=r"which of the labels .*LABEL_1.* means safe\? Say it: .*#LABEL"):
         load_guard(str(tmp_path))
-    with pytest.raises(ValueError, match="has no label 'LABEL_2'"):
-        load_guard(f"{tmp_path}#LABEL_2")
+    for wrong in ("LABEL_2", "LABEL_0,LABEL_2", "LABEL_0,LABEL_1"):
+        with pytest.raises(ValueError, match=r"safe labels must be some of \['LABEL_0', 'LABEL_1'\], got \['LABEL_"):
+            load_guard(f"{tmp_path}#{wrong}")
     x = logits(model, made, PAIRS)
     np.testing.assert_allclose(load_guard(f"{tmp_path}#LABEL_1").safety(PAIRS), x[:, 1] - x[:, 0], atol=1e-5)
 

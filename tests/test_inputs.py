@@ -10,9 +10,9 @@ import srr_fast
 from srr_fast import RankerConfig, SafetyRanker, _native
 
 from .conftest import native_only
-from .reliability import check_inputs as inputs
+from .reliability import check_inputs, trials
 
-ENTRIES = inputs.entries(None).keys()
+ENTRIES = check_inputs.entries(None).keys()
 ALL_NATIVE = (
     _native._forced == "native"
 )  # then what the native ops do not take is refused, which the trials take as wrong
@@ -23,7 +23,7 @@ ALL_NATIVE = (
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_entry_points(tmp_path, monkeypatch, entry):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    found = inputs.trials(inputs.entries(tmp_path)[entry], 30)
+    found = trials.trials(check_inputs.entries(tmp_path)[entry], 30)
     assert found.total() >= 30
 
 
@@ -38,12 +38,12 @@ def test_entry_points(tmp_path, monkeypatch, entry):
 )
 def test_what_is_neither_right_nor_refused_is_seen(call, wanted, words):
     with pytest.raises(AssertionError, match=words):
-        inputs.judge(inputs.Trial(call, wanted, "op: ", ("x",), "note"))
+        trials.judge(trials.Trial(call, wanted, "op: ", ("x",), "note"))
 
 
 def test_a_crash_is_not_a_refusal():
     with pytest.raises(ZeroDivisionError):
-        inputs.judge(inputs.Trial(lambda: 1 // 0, None, "", ("",), ""))
+        trials.judge(trials.Trial(lambda: 1 // 0, None, "", ("",), ""))
 
 
 @native_only

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import shlex
@@ -278,41 +277,29 @@ def classifier(tmp_path):
 TEXTS = [f"w{i} w{2 * i % 40 + 10}" for i in range(10, 30)] + ["w9 " * 99]
 
 
-def test_a_classifier_reads_the_pair(classifier):
-    made = judges.load(classifier("bad", "Safe", "ugly"))
-    safety = made.safety("w33 w34", TEXTS)
-    ids = made.pipeline.tokenizer(
-        ["w33 w34"] * len(TEXTS), TEXTS, truncation=True, max_length=24, padding=True, return_tensors="pt"
-    )
+def test_a_guard_judges_the_pair(classifier):
+    made = judges.load(classifier("bad", "Safe"))
+    words, model = made.guard.tokenizer, made.guard.model
+    ids = words(["w33 w34"] * len(TEXTS), TEXTS, truncation=True, max_length=24, padding=True, return_tensors="pt")
     with torch.no_grad():
-        want = made.pipeline.model(**ids).logits.softmax(-1)[:, 1]
-    assert safety == pytest.approx(want.tolist(), abs=1e-5)
-    assert made("w33 w34", TEXTS) == [value >= 0.5 for value in safety]
-    assert made.safety("w35", TEXTS) != pytest.approx(safety, abs=1e-5)
-    assert made("w33", []) == []
+        bad, safe = model(**ids).logits.T
+        model.classifier.bias[1] -= (safe - bad).quantile(0.3)
+        want = model(**ids).logits.argmax(1) == 1
+    assert made("w33 w34", TEXTS) == want.tolist() and 0 < want.sum() < len(TEXTS)
+    assert made("w33 w34", []) == []
 
 
 def test_labels_that_mean_safe(classifier):
-    bias = [0.0, 1.0, 1.2]  # probabilities .14, .39, .47
-    folder = classifier("OK", "mild", "bad", bias=bias)
-    assert judges.load(folder, ["ok", "MILD"])("w33", TEXTS[:2]) == [True, True]
-    assert judges.load(folder, ["mild"])("w33", TEXTS[:2]) == [False, False]
+    folder = classifier("OK", "mild", "bad", bias=[0.0, 1.0, 1.2])  # probabilities .14, .39, .47
+    assert judges.load(f"{folder}#OK,mild")("w33", TEXTS[:2]) == [True, True]
+    assert judges.load(f"{folder}#mild")("w33", TEXTS[:2]) == [False, False]
+    assert judges.load(folder)("w33", TEXTS[:1]) == [False]
     assert judges.load(classifier("Unsafe", "fine", bias=[0.0, 1.0]))("w33", ["w40"]) == [True]
-    for labels in (None, ["safe"], ["ok", "good"], ["ok", "mild", "bad"]):
-        with pytest.raises(ValueError, match=r"judge: safe labels must be some of \['OK', 'mild', 'bad'\]"):
-            judges.load(folder, labels)
-    with pytest.raises(ValueError, match="safe labels must be some of"):
-        judges.load(classifier("safe", kind=None))
-    with pytest.raises(ValueError, match="labels go with a classifier, not with 'keyword'"):
-        judges.load("keyword", ["ok"])
 
 
-def test_labels_that_do_not_exclude_one_another(classifier):
-    kind = "multi_label_classification"
-    harmless = judges.load(classifier("safe", "a", "b", bias=[-3.0, -1.0, -2.0], kind=kind))
-    harmful = judges.load(classifier("safe", "c", "d", bias=[3.0, -1.0, 1.0], kind=kind))
-    assert harmless.safety("w33", ["w40"]) == pytest.approx([1 - 1 / (1 + math.e)], abs=1e-5)
-    assert harmless("w33", ["w40"]) == [True] and harmful("w33", ["w40"]) == [False]
+def test_a_reward_is_no_judge(classifier):
+    with pytest.raises(ValueError, match="must say safe or unsafe, a reward model says neither"):
+        judges.load(classifier("LABEL_0", kind=None))
 
 
 def test_the_command(tmp_path, capsys, classifier):
@@ -330,12 +317,12 @@ def test_the_command(tmp_path, capsys, classifier):
     tiny("llama").save_pretrained(saved)
     tokenizer().save_pretrained(saved)
     again = tmp_path / "again.jsonl.gz"
-    names = ["--judge", classifier("OK", "bad"), "--safe-label", "ok", "--model", str(saved), "--out", str(again)]
+    names = ["--judge", f"{classifier('OK', 'bad')}#OK", "--model", str(saved), "--out", str(again)]
     assert main([*command, "--instructions", str(out), *names]) == 0
     other = read_lists(again)
     assert [row.id for row in other] == [row.id for row in rows]
     assert all(response.safe is not None for row in other for response in row.responses)
-    assert other[0].extra["model"].endswith("/model") and other[0].extra["judge"].endswith(": OK")
+    assert other[0].extra["model"].endswith("/model") and other[0].extra["judge"].endswith("#OK")
     capsys.readouterr()
     assert main([*command, "--instructions", str(out), *names]) == 2
     assert capsys.readouterr().err.endswith("is there already: choose another name or remove it\n")

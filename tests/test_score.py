@@ -398,6 +398,55 @@ def test_an_uneven_neighbour_changes_no_bit(isa):
         assert torch.equal(scorer(inst, resp[mine]).scores, together.scores[mine])
 
 
+# Columns of a language model's middle layers: a few are hundreds or thousands of times the others, in all rows or some,
+# and trained projections may weigh them as little as they are large.
+OUTLIERS = {
+    "in all rows": lambda x, w: (x[:, 3].mul_(300.0), x[:, 700].mul_(2000.0).add_(3000.0)),
+    "in some rows": lambda x, w: x[1::3, 130].mul_(3000.0),
+    "just under a factor of 32": lambda x, w: x[:, 5::128].mul_(15.0),
+    "weighed little": lambda x, w: (x[:, 700].mul_(2000.0), w[:, 700].div_(2000.0)),
+    "in the weights": lambda x, w: w[:, 7::893].mul_(1000.0),
+    "rows of many sizes": lambda x, w: x.mul_(10.0 ** torch.arange(-6, len(x) - 6)[:, None].clamp(max=9)),
+    "columns of many sizes": lambda x, w: x.mul_(10.0 ** torch.linspace(-4, 3, x.shape[1])),
+    "sparse": lambda x, w: x.mul_(torch.rand(x.shape, generator=torch.Generator().manual_seed(5)) < 0.02),
+}
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("kind", OUTLIERS)
+def test_uneven_states_stay_within_the_error_budget(isa, kind, layers):
+    case = ScoreCase("", (3, 16), 1024, {"num_layers": layers, "num_heads": 2})
+    ranker = case.build()
+    inst, resp, offsets = case.inputs()
+    x = torch.cat([inst, resp])
+    OUTLIERS[kind](x, ranker.projection.weight.data)
+    inst, resp = x[:2], x[2:]
+    exact, plain = exact_and_plain(ranker, inst, resp, offsets)
+    got = ranker.prepare()(inst, resp, offsets)
+    assert_within_budget(got.scores, exact.scores, plain.scores, SCORE_FLOOR)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_that_turns_away_from_every_key(isa, dtype):
+    """All logits of every query are far below zero, where a key that is only padding would have its zero."""
+    case = ScoreCase("", (4, 30), 32, {"proj_dim": 32})
+    ranker = case.build()
+    with torch.no_grad():
+        weight, bias = (
+            ranker.encoder.layers[0].self_attn.in_proj_weight,
+            ranker.encoder.layers[0].self_attn.in_proj_bias,
+        )
+        bias[:32] = 40.0
+        bias[32:64] = -40.0
+        weight[:64] *= 0.1
+    inst, resp, offsets = case.inputs(dtype=dtype)
+    exact, plain = exact_and_plain(ranker, inst, resp, offsets)
+    got = ranker.prepare(dtype=dtype)(inst, resp, offsets)
+    assert got.scores.isfinite().all()
+    if dtype == torch.float32:
+        assert_within_budget(got.scores, exact.scores, plain.scores, SCORE_FLOOR)
+
+
 def test_states_beyond_the_limit_are_out_on_every_path(isa):
     case = ScoreCase("", (5,), 32)
     ranker = case.build()

@@ -45,24 +45,42 @@ SRR_INLINE F16 gelu_amx(F16 x) {
 
 // ---- products ---------------------------------------------------------------------------------------------------
 
+// Rows of X in tiles of one height: all in one tile, or in pairs of tiles. Where rows are fewer than tiles hold, the
+// lower tile of the last pair begins earlier, and some rows are multiplied twice.
+struct EvenRows {
+  int64_t height, pairs;  // no pairs: one tile
+  explicit EvenRows(int64_t rows)
+      : height(rows), pairs(rows > kTileHeight ? (rows + 2 * kTileHeight - 1) / (2 * kTileHeight) : 0) {
+    if (pairs > 0) height = (rows + 2 * pairs - 1) / (2 * pairs);
+  }
+};
+
 // X W^T, whose sums meet nothing but the first-level cache: calls done(row, rows, column, panels, sums), a row of sums
-// being 16 * panels floats, while the next tiles are being multiplied. X has whole steps of columns. `sums`: for twice
-// four tiles.
+// being 16 * panels floats, in the middle of the products that follow, or right after them where they are few: by then
+// the sums have arrived. X has whole steps of columns. `sums`: for twice four tiles.
 template <class Done>
 inline void product_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64_t rows, const PackedMatrix& m,
                         const void* packed, float* sums, Done&& done) {
   alignas(64) uint16_t padded[2 * kTilePanels * kBlockK * kPanel];  // the last rows of W, zeros behind them
   const int64_t panels = m.N_padded() / kPanel, whole = m.K / kBlockK, K = m.K % kBlockK;
-  const int64_t most = rows > kTileHeight ? kTilePanels : 2 * kTilePanels;
+  const EvenRows even(rows);
+  const int64_t most = even.pairs > 0 ? kTilePanels : 2 * kTilePanels;
+  const int64_t together = even.pairs > 0 ? 2 * even.height : rows;
   struct {
     int64_t row, rows, column, panels;
     const float* sums;
   } last{};
+  const auto finish = [&] {
+    if (last.rows > 0) done(last.row, last.rows, last.column, last.panels, last.sums);
+  };
   int64_t turn = 0;
+  tiles.shape(even.height, even.height);
   for (int64_t panel = 0; panel < panels; panel += most) {
     const int64_t width = at_most(panels - panel, most), stride = width * kPanel;
-    const TileWeights blocks{bf16_block(m, packed, 0) + panel * kBlockK * kPanel, kBlockK * kPanel,
-                             kBlockK * m.N_padded(), whole, kBlockK / kStep};
+    const auto blocks = [&](int64_t first, int64_t end) {
+      return TileWeights{bf16_block(m, packed, first) + panel * kBlockK * kPanel, kBlockK * kPanel,
+                         kBlockK * m.N_padded(), end - first, kBlockK / kStep};
+    };
     const int64_t distance = round_up(K, 2) * kPanel;
     TileWeights rest{bf16_block(m, packed, whole) + panel * distance, distance, 0, 1, (K + kStep - 1) / kStep};
     if (K % kStep != 0) {
@@ -70,27 +88,37 @@ inline void product_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64
       rest.w = padded;
       rest.panel = kBlockK * kPanel;
     }
-    for (int64_t row = 0; row < rows; row += 2 * kTileHeight, turn ^= 1) {
-      const int64_t here = at_most(rows - row, 2 * kTileHeight), upper = at_most(here, kTileHeight);
+    for (int64_t row = 0; row < rows; row += together, turn ^= 1) {
+      const int64_t here = at_most(rows - row, together), lower = here - even.height;
+      const uint16_t* from = x + row * x_stride;
       float* to = sums + turn * 4 * kTileFloats;
-      TileRows pair[2] = {{x + row * x_stride, x_stride, upper, to},
-                          {x + (row + upper) * x_stride, x_stride, here - upper, to + upper * stride}};
       const auto run = [&](auto R, auto P) {
-        tiles.shape(pair[0].rows, pair[R.value - 1].rows);
-        if (whole > 0) tile_amx<1, R.value, P.value>(pair, blocks, stride, false);
-        if (K == 0) return;
-        for (TileRows& tile : pair) tile.x += whole * kBlockK;
-        tile_amx<1, R.value, P.value>(pair, rest, stride, whole > 0);
+        unrolled<R.value>([&](auto r) { unrolled<P.value>([&](auto c) { zero_tile<2 * r.value + c.value>(); }); });
+        const auto add = [&](int64_t column, const TileWeights& w) {
+          add_products<R.value, P.value>(from + column, x_stride, lower * x_stride, w);
+        };
+        const int64_t half = whole / 2;
+        if (half > 0) {
+          add(0, blocks(0, half));
+          finish();
+        }
+        if (whole > half) add(half * kBlockK, blocks(half, whole));
+        if (K > 0) add(whole * kBlockK, rest);
+        unrolled<R.value>([&](auto r) {
+          unrolled<P.value>([&](auto c) {
+            store_tile<2 * r.value + c.value>(to + r.value * lower * stride + c.value * kPanel, 4 * stride);
+          });
+        });
+        if (half == 0) finish();
       };
-      if (here > kTileHeight)
+      if (even.pairs > 0)
         with_int<kTilePanels>(width, [&](auto P) { run(Int<2>{}, P); });
       else
         with_int<2 * kTilePanels>(width, [&](auto P) { run(Int<1>{}, P); });
-      if (last.rows > 0) done(last.row, last.rows, last.column, last.panels, last.sums);
       last = {row, here, panel * kPanel, width, to};
     }
   }
-  if (last.rows > 0) done(last.row, last.rows, last.column, last.panels, last.sums);
+  finish();
 }
 
 // ---- the layer --------------------------------------------------------------------------------------------------
@@ -205,13 +233,14 @@ SRR_INLINE TileWeights own_weights(const uint16_t* w, int64_t panel, int64_t ste
 // Y = X W for at most two tiles of rows, n panels and whatever own_weights() says.
 SRR_INLINE void own_product(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64_t rows, const uint16_t* w,
                             int64_t steps, int64_t panel, int64_t panels, float* y, int64_t y_stride, bool add) {
-  tiles.shape(at_most(rows, kTileHeight), rows > kTileHeight ? rows - kTileHeight : rows);
-  const int64_t upper = at_most(rows, kTileHeight), most = rows > kTileHeight ? kTilePanels : 2 * kTilePanels;
+  const EvenRows even(rows);
+  const int64_t height = even.height, lower = rows - height, most = even.pairs > 0 ? kTilePanels : 2 * kTilePanels;
+  tiles.shape(height, height);
   for (int64_t at = 0; at < panels; at += most) {
-    TileRows pair[2] = {{x, x_stride, upper, y + at * kPanel},
-                        {x + upper * x_stride, x_stride, rows - upper, y + upper * y_stride + at * kPanel}};
+    TileRows pair[2] = {{x, x_stride, height, y + at * kPanel},
+                        {x + lower * x_stride, x_stride, height, y + lower * y_stride + at * kPanel}};
     const TileWeights weights = own_weights(w + at * panel, panel, steps);
-    if (rows > kTileHeight)
+    if (even.pairs > 0)
       with_int<kTilePanels>(at_most(panels - at, most),
                             [&](auto P) { tile_amx<1, 2, P.value>(pair, weights, y_stride, add); });
     else
@@ -332,33 +361,35 @@ inline void encode_layers_amx(const ScoreParams& a, const ScorePlan& plan, const
   Pieces pieces{reinterpret_cast<unsigned char*>(chunk.behind)};
   const AmxChunk c = amx_chunk(pieces, a.layout, n, plan.chunk_rows);
   const int64_t rows = chunk.begin[sequences];
+  if (rows == 0) return;
   Tiles own;
   // Where workers are called, they set up their own tiles, perhaps this thread's.
-  const auto for_tiles = [&](int64_t count, int64_t height, int64_t few, auto&& body) {
-    const int64_t all = count <= height ? 1 : (count + height - 1 - few) / height;
+  const auto for_tiles = [&](int64_t count, int64_t most, auto&& body) {
+    const int64_t groups = (count + most - 1) / most, height = round_up((count + groups - 1) / groups, 2);
+    const int64_t all = (count + height - 1) / height;
     const int64_t workers = at_most(plan.tile_workers, all);
     parallel(threads, workers, [&](int64_t worker) {
       Tiles others;
       Pieces scratch{reinterpret_cast<unsigned char*>(tile + worker * plan.tile_floats)};
       const AmxTile t = amx_tile(scratch, a.layout, n);
       for (int64_t i = all * worker / workers; i < all * (worker + 1) / workers; ++i)
-        body(plan.tile_workers > 1 ? others : own, t, i * height, i + 1 == all ? count : (i + 1) * height);
+        body(plan.tile_workers > 1 ? others : own, t, i * height, at_most(count, (i + 1) * height));
     });
   };
   for (int64_t i = 0; i < a.layout.layers; ++i) {
     const PackedLayer layer = a.layout.layer(i);
-    for_tiles(rows, n.tile_rows, kAmxFewRows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
+    for_tiles(rows, n.tile_rows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
       encode_qkv_amx(a, plan, n, layer, tiles, chunk.x, c, r0, r1, t);
     });
     for (int64_t s = 0; s < sequences; ++s) {
       const int64_t begin = chunk.begin[s], S = chunk.begin[s + 1] - begin;
       pack_sequence(a, n, c, begin, begin + S);
-      for_tiles(S, kAmxQueryRows, 0, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
+      for_tiles(S, kAmxQueryRows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
         for (int64_t head = 0; head < a.layout.heads; ++head)
           attend_amx(a, n, head, tiles, c, S, begin + r0, begin + r1, t);
       });
     }
-    for_tiles(rows, n.tile_rows, kAmxFewRows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
+    for_tiles(rows, n.tile_rows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
       encode_rest_amx(a, plan, n, layer, tiles, chunk.x, c, r0, r1, t);
     });
   }

@@ -98,6 +98,7 @@ inline void attend(const ScoreParams& a, const ScorePlan& plan, int64_t head, co
       }
       most[r] = peak;
       const F16 shift = set1(peak);
+      for (i = n; i < keys; ++i) row[i] = peak;  // no key: its zero may be so far above the others that exp overflows
       for (i = 0; i < keys; i += kPanel) {
         F16 e = exp((load(row + i) - shift) * scale);
         if (i + kPanel > n) e = e * first_lanes(n - i);

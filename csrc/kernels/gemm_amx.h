@@ -117,6 +117,27 @@ __attribute__((noinline)) void tile_amx(const TileRows* rows, const TileWeights&
   for_y([&](auto tile, float* at) { store_tile<tile.value>(at, 4 * y_stride); });
 }
 
+// The tiles of Y += X W over the K-blocks of `w`, for R tiles of rows `lower` apart times P panels. A few lines of the
+// panels to their right are fetched now and then: from there the hardware goes on by itself.
+template <int R, int P>
+__attribute__((noinline)) void add_products(const uint16_t* x, int64_t x_stride, int64_t lower, const TileWeights& w) {
+  for (int64_t block = 0; block < w.blocks; ++block) {
+    const uint16_t* panels = w.w + block * w.block;
+    const uint16_t* ahead = panels + P * w.panel;
+    const int64_t steps = block + 1 < w.blocks ? kBlockK / kStep : w.last_steps;
+    for (int64_t s = 0; s < steps; ++s, panels += kStep * kPanel, ahead += P * kStep * kPanel, x += kStep) {
+      for (int64_t line = 0; line < 2; ++line) __builtin_prefetch(ahead + line * 2 * kPanel, 0, 2);
+      unrolled<P>([&](auto c) {
+        load_tile<6 + c.value % 2>(panels + c.value * w.panel, 4 * kPanel);
+        unrolled<R>([&](auto r) {
+          if (c.value == 0) load_tile<4 + r.value>(x + r.value * lower, 2 * x_stride);
+          dot_tiles<2 * r.value + c.value, 4 + r.value, 6 + c.value % 2>();
+        });
+      });
+    }
+  }
+}
+
 // The rows of all `parts` in tiles, y moved on to `panel`s: calls body(Int<R>{}, Int<P>{}, tiles, panel) for one or two
 // tiles at a time. A low tile shares the weights it loads with the next one; a tile of full height stands alone and
 // takes more panels.
@@ -153,15 +174,20 @@ SRR_INLINE void copy_w(const uint16_t* w, int64_t K, uint16_t* to) {
     _mm512_storeu_si512(to + k * kPanel, k < K ? _mm512_loadu_si512(w + k * kPanel) : _mm512_setzero_si512());
 }
 
-// The rows of `parts` times all panels of K-blocks [block, block + blocks), which are whole where they are several.
+// Panels [first, end) of a matrix.
+struct Panels {
+  int64_t first, end;
+};
+
+// The rows of `parts` times these panels of K-blocks [block, block + blocks), which are whole where they are several.
 template <int Planes>
 SRR_INLINE void blocks_amx(Tiles& tiles, const TileRows* parts, int64_t count, const PackedMatrix& m,
-                           const void* packed, int64_t block, int64_t blocks, int64_t y_stride, bool add) {
+                           const void* packed, Panels all, int64_t block, int64_t blocks, int64_t y_stride, bool add) {
   alignas(64) uint16_t padded[2 * kTilePanels * kBlockK * kPanel];
   const int64_t K = m.block_rows(block);
-  for_row_panels(parts, count, m.N_padded() / kPanel, y_stride, [&](auto R, auto P, TileRows* here, int64_t panel) {
-    TileWeights w{bf16_block(m, packed, block) + panel * K * kPanel, K * kPanel, kBlockK * m.N_padded(), blocks,
-                  (K + kStep - 1) / kStep};
+  for_row_panels(parts, count, all.end - all.first, y_stride, [&](auto R, auto P, TileRows* here, int64_t panel) {
+    TileWeights w{bf16_block(m, packed, block) + (all.first + panel) * K * kPanel, K * kPanel, kBlockK * m.N_padded(),
+                  blocks, (K + kStep - 1) / kStep};
     if (K % kStep != 0) {
       for (int64_t c = 0; c < P.value; ++c) copy_w(w.w + c * w.panel, K, padded + c * kBlockK * kPanel);
       w.w = padded;
@@ -207,13 +233,13 @@ inline void gemm_block(Tiles& tiles, const X& x, int64_t rows, const PackedMatri
   const int64_t columns = at_most(m.K - block * kBlockK, kBlockK), stride = kPlanes * kBlockK;
   for (int64_t r = 0; r < rows; ++r) split_row(row_at(x, r), columns, planes + r * stride);
   const TileRows all{planes, stride, rows, y};
-  blocks_amx<kPlanes>(tiles, &all, 1, m, packed, block, 1, y_stride, add);
+  blocks_amx<kPlanes>(tiles, &all, 1, m, packed, {0, m.N_padded() / kPanel}, block, 1, y_stride, add);
 }
 
-// The same for bfloat16 rows, read where they lie, over K-blocks [block, end). X's first column is the matrix's first
-// row.
+// The same for bfloat16 rows, read where they lie, and some panels, over K-blocks [block, end). X's first column is the
+// matrix's first row, Y's first column that of the first panel.
 inline void gemm_blocks_dot(Tiles& tiles, const TileRows* parts, int64_t count, const PackedMatrix& m,
-                            const void* packed, int64_t block, int64_t end, int64_t y_stride) {
+                            const void* packed, Panels panels, int64_t block, int64_t end, int64_t y_stride) {
   const int64_t first = block, whole = at_most(m.K / kBlockK, end);
   TileRows here[2];
   if (block < whole) {
@@ -221,7 +247,7 @@ inline void gemm_blocks_dot(Tiles& tiles, const TileRows* parts, int64_t count, 
       here[i] = parts[i];
       here[i].x += block * kBlockK;
     }
-    blocks_amx<1>(tiles, here, count, m, packed, block, whole - block, y_stride, false);
+    blocks_amx<1>(tiles, here, count, m, packed, panels, block, whole - block, y_stride, false);
     block = whole;
   }
   if (block == end) return;
@@ -238,5 +264,37 @@ inline void gemm_blocks_dot(Tiles& tiles, const TileRows* parts, int64_t count, 
                             _mm512_maskz_loadu_epi16(mask, parts[i].x + r * parts[i].x_stride + block * kBlockK + c));
       }
   }
-  blocks_amx<1>(tiles, here, count, m, packed, block, 1, y_stride, block > first);
+  blocks_amx<1>(tiles, here, count, m, packed, panels, block, 1, y_stride, block > first);
+}
+
+// The same for rows in two places, together at most a tile, over whole K-blocks: they are copied side by side one block
+// ahead, so that weights are read once. Y's rows follow one another.
+inline void few_rows_dot(Tiles& tiles, const TileRows* parts, const PackedMatrix& m, const void* packed, Panels panels,
+                         int64_t block, int64_t end, int64_t y_stride) {
+  constexpr int64_t stride = kBlockK + kStep;
+  alignas(64) uint16_t together[2][kTileHeight * stride];
+  const int64_t rows = parts[0].rows + parts[1].rows;
+  const auto copy = [&](int64_t b) {
+    uint16_t* to = together[b % 2];
+    for (int64_t r = 0; r < rows; ++r, to += stride) {
+      const TileRows& part = parts[r >= parts[0].rows];
+      const uint16_t* from = part.x + (r < parts[0].rows ? r : r - parts[0].rows) * part.x_stride + b * kBlockK;
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < kBlockK; c += kStep) _mm512_store_si512(to + c, _mm512_loadu_si512(from + c));
+    }
+  };
+  tiles.shape(rows, rows);
+  for (int64_t panel = panels.first; panel < panels.end; panel += 2 * kTilePanels)
+    with_int<2 * kTilePanels>(at_most(panels.end - panel, 2 * kTilePanels), [&](auto P) {
+      unrolled<P.value>([&](auto c) { zero_tile<c.value>(); });
+      copy(block);
+      for (int64_t b = block; b < end; ++b) {
+        if (b + 1 < end) copy(b + 1);
+        const TileWeights w{bf16_block(m, packed, b) + panel * kBlockK * kPanel, kBlockK * kPanel, 0, 1,
+                            kBlockK / kStep};
+        add_products<1, P.value>(together[b % 2], stride, 0, w);
+      }
+      unrolled<P.value>(
+          [&](auto c) { store_tile<c.value>(parts[0].y + (panel - panels.first + c.value) * kPanel, 4 * y_stride); });
+    });
 }

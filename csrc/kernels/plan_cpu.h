@@ -5,6 +5,7 @@ struct ScorePlan {
   // Projection.
   int64_t rows;       // B + M
   int64_t slices;     // K-slices
+  int64_t strips;     // panels side by side that are multiplied apart
   int64_t row_group;  // rows of one projection item
   int64_t row_groups;
   int64_t workers;  // of the projection
@@ -26,7 +27,9 @@ constexpr int64_t kKeyBlock = 4 * kBlockK;  // keys that an attention tile looks
 constexpr int64_t kRowGroup = 96;           // rows of one projection item
 constexpr int64_t kSliceColumns = 1024;     // K-slices are about this long, at most kMaxSlices of them
 constexpr int64_t kMaxSlices = 8;
-constexpr int64_t kSliceBytes = 1 << 19;  // of weights in a slice whose sums stay in tiles: a part of a L2 cache
+// Where sums stay in tiles, the panels of a strip, and the bytes of a slice of one: a part of a L2 cache.
+constexpr int64_t kStripPanels = 4;
+constexpr int64_t kSliceBytes = 1 << 19;
 // Less than this per extra worker is not worth waking it: about as much time with fp32 as with faster bfloat16 weights.
 constexpr double kParallelFlop = 4e6;
 #if defined(SRR_AMX)
@@ -78,14 +81,15 @@ inline ScorePlan make_plan(const ScoreParams& a, const Threads& threads) {
   plan.keys = round_up(longest, kPanel);
 
   const int64_t blocks = l.projection().blocks();
-  plan.slices = in_tiles(a) ? l.projection().size_bytes() / kSliceBytes : l.d / kSliceColumns;
+  plan.strips = in_tiles(a) ? (plan.p / kPanel + kStripPanels - 1) / kStripPanels : 1;
+  plan.slices = in_tiles(a) ? l.projection().size_bytes() / plan.strips / kSliceBytes : l.d / kSliceColumns;
   plan.slices = plan.slices < 1 ? 1 : plan.slices > kMaxSlices ? kMaxSlices : plan.slices;
   plan.slices = plan.slices > blocks ? blocks : plan.slices;
   const double projection_flop = 2.0 * plan.rows * l.d * plan.p;
   const double parallel_flop = l.bf16 ? kParallelFlopBf16 : kParallelFlop;
   plan.workers = at_most(available, 1 + static_cast<int64_t>(projection_flop / parallel_flop));
   plan.row_groups = (plan.rows + kRowGroup - 1) / kRowGroup;
-  if (plan.slices % plan.workers != 0) plan.row_groups = round_up(plan.row_groups, plan.workers);
+  if (plan.slices * plan.strips % plan.workers != 0) plan.row_groups = round_up(plan.row_groups, plan.workers);
   plan.row_group = plan.workers == 1 ? kRowGroup : (plan.rows + plan.row_groups - 1) / plan.row_groups;
 
   const double encoder_flop =

@@ -4,7 +4,7 @@
 
 constexpr int64_t kPoolColumns = 4096;           // columns summed together: their fp32 sums stay in the L1 cache
 constexpr int64_t kPoolTokens = 8;               // tokens read side by side
-constexpr int64_t kPoolAheadBytes = 1024;        // how far ahead each of them is fetched
+constexpr int64_t kPoolAheadBytes = 512;         // how far ahead each of them is fetched
 constexpr int64_t kPoolWorkerBytes = 512 << 10;  // less than this per extra worker is not worth waking it
 
 struct Span {

@@ -43,9 +43,9 @@ SRR_INLINE void project_block_dot(const ScoreParams& a, const ScorePlan& plan, i
 }
 #endif
 
-// partial[row - row0] = K-slice `slice` of the projection of rows [row0, row1); no bias yet.
-inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, int64_t row0, int64_t row1,
-                    unsigned char* scratch, float* partial) {
+// partial[row - row0] = K-slice `slice` of strip `strip` of the projection of rows [row0, row1); no bias yet.
+inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, int64_t strip, int64_t row0,
+                    int64_t row1, unsigned char* scratch, float* partial) {
   const PackedMatrix m = a.layout.projection();
   const int64_t block0 = m.blocks() * slice / plan.slices, block1 = m.blocks() * (slice + 1) / plan.slices;
   const float** pointers = reinterpret_cast<const float**>(scratch);
@@ -53,15 +53,20 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
   Tiles tiles;
 #if defined(SRR_AMX)
   if (in_tiles(a)) {
+    const Panels panels{strip * kStripPanels, at_most(plan.p / kPanel, (strip + 1) * kStripPanels)};
     TileRows parts[2];
     int64_t count = 0;
     for (int64_t r = row0, index; r < row1; r += parts[count++].rows) {
       const StateRows& from = rows_of(a, r, index);
       const int64_t end = r < a.B ? at_most(a.B, row1) : row1;
       parts[count] = {static_cast<const uint16_t*>(from.data) + index * from.stride, from.stride, end - r,
-                      partial + (r - row0) * plan.p};
+                      partial + (r - row0) * plan.p + panels.first * kPanel};
     }
-    gemm_blocks_dot(tiles, parts, count, m, a.packed, block0, block1, plan.p);
+    const bool few = count == 2 && row1 - row0 <= kTileHeight && (block1 < m.blocks() || m.K % kBlockK == 0);
+    if (few)
+      few_rows_dot(tiles, parts, m, a.packed, panels, block0, block1, plan.p);
+    else
+      gemm_blocks_dot(tiles, parts, count, m, a.packed, panels, block0, block1, plan.p);
     return;
   }
 #endif

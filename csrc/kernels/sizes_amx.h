@@ -4,7 +4,6 @@
 constexpr int64_t kAmxChunkRows = 128;  // what a chunk of short sequences grows to
 constexpr int64_t kAmxTileRows = 32;    // rows that go through the feed-forward block together; of wide rankers, more
 constexpr int64_t kAmxTileRowsWide = 96;
-constexpr int64_t kAmxFewRows = 4;                  // that are left over go with the tile before them
 constexpr int64_t kAmxQueryRows = 2 * kTileHeight;  // queries of one attention tile
 constexpr int64_t kAmxKeyBlock = 4 * kBlockK;       // keys that it looks at together
 constexpr int64_t kTileFloats = kTileHeight * kPanel;
@@ -39,8 +38,8 @@ struct AmxTile {
   float* logits;     // [kAmxQueryRows, kAmxKeyBlock]
   float* out;        // [kAmxQueryRows, E]
   uint16_t* shares;  // [kAmxQueryRows, kAmxKeyBlock]: softmax
-  uint16_t* x;       // [tile_rows + kAmxFewRows, x]
-  uint16_t* hidden;  // [tile_rows + kAmxFewRows, ffn]
+  uint16_t* x;       // [tile_rows, x]
+  uint16_t* hidden;  // [tile_rows, ffn]
 };
 
 // Hands out pieces of memory one after another, each 64-byte aligned; from null it measures.
@@ -68,8 +67,8 @@ inline AmxTile amx_tile(Pieces& pieces, const RankerLayout& l, const AmxSizes& n
   pieces.take(t.logits, kAmxQueryRows * kAmxKeyBlock);
   pieces.take(t.out, kAmxQueryRows * l.head_padded());
   pieces.take(t.shares, kAmxQueryRows * kAmxKeyBlock);
-  pieces.take(t.x, (n.tile_rows + kAmxFewRows) * n.x);
-  pieces.take(t.hidden, (n.tile_rows + kAmxFewRows) * n.ffn);
+  pieces.take(t.x, n.tile_rows * n.x);
+  pieces.take(t.hidden, n.tile_rows * n.ffn);
   return t;
 }
 
