@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scoring on every path against the reference in float64, and what it promises."""
 
+import random
+
 import pytest
 import torch
 
@@ -445,6 +447,37 @@ def test_attention_that_turns_away_from_every_key(isa, dtype):
     assert got.scores.isfinite().all()
     if dtype == torch.float32:
         assert_within_budget(got.scores, exact.scores, plain.scores, SCORE_FLOOR)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rankers_and_states_of_any_size(isa, seed):
+    """Random rankers whose matrices are up to 1000 times as large or small, states from 1e-30 to 1e13."""
+    rng = random.Random(seed)
+    options = {
+        "proj_dim": rng.choice([8, 30, 32, 64]),
+        "num_layers": rng.choice([1, 2]),
+        "norm_first": rng.random() < 0.5,
+        "scope": rng.choice(["list", "pair"]),
+    }
+    sizes = tuple(rng.choice([1, 3, 8, 17, 40]) for _ in range(3))
+    case = ScoreCase("", sizes, rng.choice([17, 64, 300]), options)
+    ranker = case.build(seed)
+    inst, resp, offsets = case.inputs(seed)
+    scale = 10 ** rng.uniform(-30, 13)
+    x = torch.cat([inst, resp]) * scale + rng.choice([0, 10]) * scale
+    x[:, rng.randrange(case.d)] *= rng.choice([1, 1000])
+    x[rng.randrange(len(x))] *= rng.choice([0, 1])
+    for parameter in ranker.parameters():
+        parameter.data *= 10 ** rng.choice([0, 0, 0, 0, rng.uniform(-3, 3)])
+    inst, resp = x[: len(inst)], x[len(inst) :]
+    exact, plain = exact_and_plain(ranker, inst, resp, offsets)
+    got = ranker.prepare()(inst, resp, offsets)
+    assert torch.equal(got.scores.isfinite(), exact.scores.isfinite())
+    assert torch.equal(
+        ranker.prepare(dtype=torch.bfloat16)(inst, resp, offsets).scores.isfinite(), exact.scores.isfinite()
+    )
+    if scale < 1e6:  # the logits of larger ones differ by more than a softmax has room for
+        assert_within_budget(got.scores, exact.scores, plain.scores, 2 * SCORE_FLOOR)
 
 
 def test_states_beyond_the_limit_are_out_on_every_path(isa):
