@@ -176,11 +176,11 @@ __attribute__((noinline)) inline void put_digit_sums(const DigitSums& from, int6
 // Adds to Y the rows of a K-block that have no digits.
 template <class X>
 __attribute__((noinline)) void add_uneven(const X& x, int64_t row, const DigitRows& from, const PackedMatrix& m,
-                                          const void* packed, int64_t block, float* y, int64_t y_stride) {
+                                          const void* packed, Panels all, int64_t block, float* y, int64_t y_stride) {
   const float* rows[kTileHeight];
   for (int64_t i = 0; i < from.uneven_count; ++i) rows[i] = row_at(x, row + from.uneven[i]);
-  const int64_t K = m.block_rows(block), panels = m.N_padded() / kPanel;
-  const float* w = at_bytes(packed, m.offset_bytes) + m.panel_index(block, 0);
+  const int64_t K = m.block_rows(block), panels = all.count();
+  const float* w = at_bytes(packed, m.offset_bytes) + m.panel_index(block, all.first);
   float products[kTileHeight * kMaxPanels * kPanel];
   for (int64_t panel = 0; panel < panels; panel += kMaxPanels) {
     const int64_t width = at_most(panels - panel, kMaxPanels);
@@ -198,10 +198,10 @@ __attribute__((noinline)) void add_uneven(const X& x, int64_t row, const DigitRo
 // row. While the tiles of one K-block are multiplied, the rows of the next are split and the sums before are put to Y.
 template <class X>
 inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatrix& m, const void* packed,
-                        int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {
+                        Panels panels, int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {
   DigitRows split[2];
   alignas(64) int32_t sums[2][kDigitSums];
-  const int64_t panels = m.N_padded() / kPanel, row_tiles = (rows + kTileHeight - 1) / kTileHeight;
+  const int64_t row_tiles = (rows + kTileHeight - 1) / kTileHeight;
   if (row_tiles == 0) return;
   const int64_t height = (rows + row_tiles - 1) / row_tiles, turns = (end - block) * row_tiles;
   tiles.shape(height, height);
@@ -224,7 +224,7 @@ inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatr
     const float* scales = at_bytes(packed, m.scales_bytes()) + here * m.N_padded();
     const DigitRows& from = split[turn % 2];
     if (turn + 1 < turns) open(turn + 1);
-    for (int64_t panel = 0; panel < panels; ++panel, next_sums ^= 1) {
+    for (int64_t panel = panels.first; panel < panels.end; ++panel, next_sums ^= 1) {
       digit_sums(from.digits, w + panel * steps * kDigits * kDigitTile, steps, sums[next_sums], [&](int64_t i) {
         splitter.one();
         if (i == 1) put();
@@ -233,21 +233,21 @@ inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatr
                from.scale,
                scales + panel * kPanel,
                at_most(rows - row, height),
-               y + row * y_stride + panel * kPanel,
+               y + row * y_stride + (panel - panels.first) * kPanel,
                add || k > 0};
     }
     splitter.all();
     put();
     if (from.uneven_count > 0)
-      add_uneven(from_column(x, k * kBlockK), row, from, m, packed, here, y + row * y_stride, y_stride);
+      add_uneven(from_column(x, k * kBlockK), row, from, m, packed, panels, here, y + row * y_stride, y_stride);
   }
 }
 
 // The same for any packed matrix; at most kMostRows rows.
 template <class X>
 inline void gemm_blocks(Tiles& tiles, const X& x, int64_t rows, const PackedMatrix& m, const void* packed,
-                        int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {
-  if (!m.bf16) return gemm_digits(tiles, x, rows, m, packed, block, end, y, y_stride, add);
+                        Panels panels, int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {
+  if (!m.bf16) return gemm_digits(tiles, x, rows, m, packed, panels, block, end, y, y_stride, add);
   for (int64_t b = block; b < end; ++b)
-    gemm_block(tiles, from_column(x, (b - block) * kBlockK), rows, m, packed, b, y, y_stride, add || b > block);
+    gemm_block(tiles, from_column(x, (b - block) * kBlockK), rows, m, packed, panels, b, y, y_stride, add || b > block);
 }

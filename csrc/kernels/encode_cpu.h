@@ -1,10 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // The encoder over the sequences of a chunk, in fp32, and the cosines of what comes out.
 
+// Who shares the columns of a product.
+struct Team {
+  const Threads& threads;
+  int64_t workers;
+};
+
 // Y = X W^T.
-inline void gemm(RowsAt x, int64_t rows, const PackedMatrix& m, const void* packed, float* y, int64_t y_stride) {
-  Tiles tiles;
-  gemm_blocks(tiles, x, rows, m, packed, 0, m.blocks(), y, y_stride, false);
+inline void gemm(RowsAt x, int64_t rows, const PackedMatrix& m, const void* packed, float* y, int64_t y_stride,
+                 const Team& team) {
+  const int64_t panels = all_panels(m).end;
+  parallel(team.threads, team.workers, [&](int64_t worker) {
+    const Panels own{panels * worker / team.workers, panels * (worker + 1) / team.workers};
+    Tiles tiles;
+    gemm_blocks(tiles, x, rows, m, packed, own, 0, m.blocks(), y + own.first * kPanel, y_stride, false);
+  });
 }
 
 // y = norm(x) over the first p of the padded columns; weight and bias are zero beyond them, and so is y.
@@ -38,7 +49,7 @@ SRR_INLINE void add_bias(float* y, const float* bias, int64_t columns) {
 
 // Rows [row0, row1): qkv = (pre-LN: norm1 of) x Wqkv + b.
 inline void encode_qkv(const ScoreParams& a, const ScorePlan& plan, const PackedLayer& layer, const ChunkBuffers& c,
-                       int64_t row0, int64_t row1, float* scratch) {
+                       int64_t row0, int64_t row1, float* scratch, const Team& team) {
   const float* x = c.x + row0 * plan.p;
   if (a.layout.norm_first) {
     for (int64_t r = row0; r < row1; ++r)
@@ -47,7 +58,7 @@ inline void encode_qkv(const ScoreParams& a, const ScorePlan& plan, const Packed
     x = scratch;
   }
   float* y = c.qkv + row0 * plan.qkv;
-  gemm(RowsAt{x, plan.p}, row1 - row0, layer.qkv, a.packed, y, plan.qkv);
+  gemm(RowsAt{x, plan.p}, row1 - row0, layer.qkv, a.packed, y, plan.qkv, team);
   for (int64_t r = 0; r < row1 - row0; ++r)
     add_bias(y + r * plan.qkv, at_bytes(a.packed, layer.qkv_bias_bytes), plan.qkv);
 }
@@ -118,7 +129,7 @@ inline void attend(const ScoreParams& a, const ScorePlan& plan, int64_t head, co
 
 // Rows [row0, row1), after attention: output projection, residuals, norms and the feed-forward block, in place on x.
 inline void encode_rest(const ScoreParams& a, const ScorePlan& plan, const PackedLayer& layer, const ChunkBuffers& c,
-                        int64_t row0, int64_t row1, float* scratch) {
+                        int64_t row0, int64_t row1, float* scratch, const Team& team) {
   const RankerLayout& l = a.layout;
   const int64_t rows = row1 - row0;
   float *y = scratch, *hidden = scratch + kTileRows * plan.p, *x = c.x + row0 * plan.p;
@@ -130,7 +141,7 @@ inline void encode_rest(const ScoreParams& a, const ScorePlan& plan, const Packe
     for (int64_t i = 0; i < plan.p; i += kPanel)
       store(x + r * plan.p + i, load(x + r * plan.p + i) + (load(y + r * plan.p + i) + load(bias + i)));
   };
-  gemm(RowsAt{c.mixed + row0 * plan.mixed, plan.mixed}, rows, layer.out, a.packed, y, plan.p);
+  gemm(RowsAt{c.mixed + row0 * plan.mixed, plan.mixed}, rows, layer.out, a.packed, y, plan.p, team);
   for (int64_t r = 0; r < rows; ++r) {
     add_to_x(r, layer.out_bias_bytes);
     if (l.norm_first)
@@ -138,25 +149,27 @@ inline void encode_rest(const ScoreParams& a, const ScorePlan& plan, const Packe
     else
       norm(x + r * plan.p, layer.norm1_weight_bytes, layer.norm1_bias_bytes, x + r * plan.p);
   }
-  gemm(RowsAt{l.norm_first ? y : x, plan.p}, rows, layer.ffn1, a.packed, hidden, plan.ffn);
+  gemm(RowsAt{l.norm_first ? y : x, plan.p}, rows, layer.ffn1, a.packed, hidden, plan.ffn, team);
   const float* bias1 = at_bytes(a.packed, layer.ffn1_bias_bytes);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < plan.ffn; i += kPanel)
       store(hidden + r * plan.ffn + i, gelu(load(hidden + r * plan.ffn + i) + load(bias1 + i)));
-  gemm(RowsAt{hidden, plan.ffn}, rows, layer.ffn2, a.packed, y, plan.p);
+  gemm(RowsAt{hidden, plan.ffn}, rows, layer.ffn2, a.packed, y, plan.p, team);
   for (int64_t r = 0; r < rows; ++r) {
     add_to_x(r, layer.ffn2_bias_bytes);
     if (!l.norm_first) norm(x + r * plan.p, layer.norm2_weight_bytes, layer.norm2_bias_bytes, x + r * plan.p);
   }
 }
 
-// All layers over the sequences of a chunk, x in place. `tile`: plan.tile_floats for each worker.
+// All layers over the sequences of a chunk, x in place. `tile`: plan.tile_floats for each worker. Workers share tiles
+// of rows; where there is one tile alone, the columns of its products.
 inline void encode_layers(const ScoreParams& a, const ScorePlan& plan, const Chunk& chunk, int64_t sequences,
                           float* tile, const Threads& threads) {
   const ChunkBuffers c{chunk.x, chunk.behind, chunk.behind + plan.chunk_rows * plan.qkv,
                        chunk.behind + plan.chunk_rows * (plan.qkv + plan.mixed)};
   const int64_t rows = chunk.begin[sequences], heads = a.layout.heads;
   const int64_t workers = at_most(plan.tile_workers, (rows + kTileRows - 1) / kTileRows);
+  const Team team{threads, workers > 1 ? 1 : plan.tile_workers};
   const auto for_tiles = [&](int64_t count, int64_t height, auto&& body) {
     const int64_t tiles = (count + height - 1) / height;
     parallel(threads, workers, [&](int64_t worker) {
@@ -167,7 +180,7 @@ inline void encode_layers(const ScoreParams& a, const ScorePlan& plan, const Chu
   for (int64_t i = 0; i < a.layout.layers; ++i) {
     const PackedLayer layer = a.layout.layer(i);
     for_tiles(rows, kTileRows,
-              [&](int64_t r0, int64_t r1, float* scratch) { encode_qkv(a, plan, layer, c, r0, r1, scratch); });
+              [&](int64_t r0, int64_t r1, float* scratch) { encode_qkv(a, plan, layer, c, r0, r1, scratch, team); });
     for (int64_t s = 0; s < sequences; ++s) {
       const int64_t begin = chunk.begin[s], end = chunk.begin[s + 1];
       for (int64_t head = 0; head < heads; ++head) transpose_keys(plan, a.layout.head_padded(), head, c, begin, end);
@@ -177,6 +190,6 @@ inline void encode_layers(const ScoreParams& a, const ScorePlan& plan, const Chu
       });
     }
     for_tiles(rows, kTileRows,
-              [&](int64_t r0, int64_t r1, float* scratch) { encode_rest(a, plan, layer, c, r0, r1, scratch); });
+              [&](int64_t r0, int64_t r1, float* scratch) { encode_rest(a, plan, layer, c, r0, r1, scratch, team); });
   }
 }

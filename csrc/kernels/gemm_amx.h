@@ -174,11 +174,6 @@ SRR_INLINE void copy_w(const uint16_t* w, int64_t K, uint16_t* to) {
     _mm512_storeu_si512(to + k * kPanel, k < K ? _mm512_loadu_si512(w + k * kPanel) : _mm512_setzero_si512());
 }
 
-// Panels [first, end) of a matrix.
-struct Panels {
-  int64_t first, end;
-};
-
 // The rows of `parts` times these panels of K-blocks [block, block + blocks), which are whole where they are several.
 template <int Planes>
 SRR_INLINE void blocks_amx(Tiles& tiles, const TileRows* parts, int64_t count, const PackedMatrix& m,
@@ -227,17 +222,17 @@ SRR_INLINE void split_row(const float* x, int64_t n, uint16_t* to) {
 // Y[r] (+)= X[r] W^T over one K-block of a packed bfloat16 matrix, at most kMostRows rows; X's first column is the
 // block's first row.
 template <class X>
-inline void gemm_block(Tiles& tiles, const X& x, int64_t rows, const PackedMatrix& m, const void* packed, int64_t block,
-                       float* y, int64_t y_stride, bool add) {
+inline void gemm_block(Tiles& tiles, const X& x, int64_t rows, const PackedMatrix& m, const void* packed, Panels panels,
+                       int64_t block, float* y, int64_t y_stride, bool add) {
   alignas(64) uint16_t planes[kMostRows * kPlanes * kBlockK];
   const int64_t columns = at_most(m.K - block * kBlockK, kBlockK), stride = kPlanes * kBlockK;
   for (int64_t r = 0; r < rows; ++r) split_row(row_at(x, r), columns, planes + r * stride);
   const TileRows all{planes, stride, rows, y};
-  blocks_amx<kPlanes>(tiles, &all, 1, m, packed, {0, m.N_padded() / kPanel}, block, 1, y_stride, add);
+  blocks_amx<kPlanes>(tiles, &all, 1, m, packed, panels, block, 1, y_stride, add);
 }
 
 // The same for bfloat16 rows, read where they lie, and some panels, over K-blocks [block, end). X's first column is the
-// matrix's first row, Y's first column that of the first panel.
+// matrix's first row.
 inline void gemm_blocks_dot(Tiles& tiles, const TileRows* parts, int64_t count, const PackedMatrix& m,
                             const void* packed, Panels panels, int64_t block, int64_t end, int64_t y_stride) {
   const int64_t first = block, whole = at_most(m.K / kBlockK, end);

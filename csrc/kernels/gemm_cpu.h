@@ -2,6 +2,13 @@
 // Y = X W^T for a packed matrix. The bits of a row depend on that row and W alone: every tile shape adds the
 // products of one element in the same order.
 
+// Panels [first, end) of a matrix. Y's first column is that of the first panel.
+struct Panels {
+  int64_t first, end;
+  int64_t count() const { return end - first; }
+};
+SRR_INLINE Panels all_panels(const PackedMatrix& m) { return {0, m.N_padded() / kPanel}; }
+
 // The rows of X: fp32, by pointer or at a stride.
 struct RowPointers {
   const float* const* rows;
@@ -177,11 +184,11 @@ SRR_INLINE const uint16_t* bf16_block(const PackedMatrix& m, const void* packed,
 
 // Y[r] (+)= X[r] W^T over one K-block of a packed fp32 matrix; X's first column is the block's first row.
 template <class X>
-inline void gemm_block_f32(const X& x, int64_t rows, const PackedMatrix& m, const void* packed, int64_t block, float* y,
-                           int64_t y_stride, bool add) {
+inline void gemm_block_f32(const X& x, int64_t rows, const PackedMatrix& m, const void* packed, Panels panels,
+                           int64_t block, float* y, int64_t y_stride, bool add) {
   const int64_t K = m.block_rows(block);
-  const float* w = at_bytes(packed, m.offset_bytes) + m.panel_index(block, 0);
-  gemm_panels(x, rows, w, K * kPanel, kPanel, K, m.N_padded() / kPanel, y, y_stride, add);
+  const float* w = at_bytes(packed, m.offset_bytes) + m.panel_index(block, panels.first);
+  gemm_panels(x, rows, w, K * kPanel, kPanel, K, panels.count(), y, y_stride, add);
 }
 
 #if !defined(SRR_AMX)
@@ -189,12 +196,12 @@ struct Tiles {};  // nothing to set up: see gemm_amx.h
 
 // The same for any packed matrix.
 template <class X>
-inline void gemm_block(Tiles&, const X& x, int64_t rows, const PackedMatrix& m, const void* packed, int64_t block,
-                       float* y, int64_t y_stride, bool add) {
-  if (!m.bf16) return gemm_block_f32(x, rows, m, packed, block, y, y_stride, add);
+inline void gemm_block(Tiles&, const X& x, int64_t rows, const PackedMatrix& m, const void* packed, Panels panels,
+                       int64_t block, float* y, int64_t y_stride, bool add) {
+  if (!m.bf16) return gemm_block_f32(x, rows, m, packed, panels, block, y, y_stride, add);
   const int64_t K = m.block_rows(block), valid = at_most(m.K - block * kBlockK, K);
-  const uint16_t* w = bf16_block(m, packed, block);
-  for_tiles(rows, m.N_padded() / kPanel, [&](auto R, auto P, int64_t row0, int64_t panel) {
+  const uint16_t* w = bf16_block(m, packed, block) + panels.first * K * kPanel;
+  for_tiles(rows, panels.count(), [&](auto R, auto P, int64_t row0, int64_t panel) {
     tile_bf16<R.value, P.value>(x, row0, w + panel * K * kPanel, K * kPanel, valid,
                                 y + row0 * y_stride + panel * kPanel, y_stride, add);
   });
@@ -204,9 +211,9 @@ inline void gemm_block(Tiles&, const X& x, int64_t rows, const PackedMatrix& m, 
 // before it joins Y, which bounds the rounding error.
 template <class X>
 inline void gemm_blocks(Tiles& tiles, const X& x, int64_t rows, const PackedMatrix& m, const void* packed,
-                        int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {
+                        Panels panels, int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {
   for (int64_t b = block; b < end; ++b)
-    gemm_block(tiles, from_column(x, (b - block) * kBlockK), rows, m, packed, b, y, y_stride, add || b > block);
+    gemm_block(tiles, from_column(x, (b - block) * kBlockK), rows, m, packed, panels, b, y, y_stride, add || b > block);
 }
 #endif
 

@@ -76,7 +76,8 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
       const StateRows& from = rows_of(a, r, index);
       pointers[r - row0] = static_cast<const float*>(from.data) + index * from.stride + block0 * kBlockK;
     }
-    gemm_blocks(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, block0, block1, partial, plan.p, false);
+    gemm_blocks(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, all_panels(m), block0, block1, partial, plan.p,
+                false);
     return;
   }
   for (int64_t block = block0; block < block1; ++block) {
@@ -102,8 +103,8 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
       else
         widen<StateBF16>(static_cast<const uint16_t*>(from.data) + first, valid, to);
     }
-    gemm_blocks(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, block, block + 1, partial, plan.p,
-                block > block0);
+    gemm_blocks(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, all_panels(m), block, block + 1, partial,
+                plan.p, block > block0);
   }
 }
 
