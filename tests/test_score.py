@@ -389,6 +389,23 @@ def test_weights_of_very_different_sizes(isa, seed):
 
 
 @native_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n", [5, 17, 40, 120])  # one tile of rows, whose columns threads share, or several tiles
+def test_threads_share_a_wide_ranker_and_change_no_bit(isa, n, dtype):
+    case = ScoreCase("", (n,), 64, {"proj_dim": 360, "num_heads": 2, "num_layers": 2})
+    scorer = case.build().prepare(dtype=dtype)
+    inst, resp, _ = case.inputs(dtype=dtype)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(scorer(inst, resp).scores)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@native_only
 def test_an_uneven_neighbour_changes_no_bit(isa):
     case = ScoreCase("", (40,), 300)
     scorer = case.build().prepare()

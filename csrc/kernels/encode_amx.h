@@ -55,14 +55,14 @@ struct EvenRows {
   }
 };
 
-// X W^T, whose sums meet nothing but the first-level cache: calls done(row, rows, column, panels, sums), a row of sums
-// being 16 * panels floats, in the middle of the products that follow, or right after them where they are few: by then
-// the sums have arrived. X has whole steps of columns. `sums`: for twice four tiles.
+// Panels of X W^T, whose sums meet nothing but the first-level cache: calls done(row, rows, column, panels, sums), a
+// row of sums being 16 * panels floats, in the middle of the products that follow, or right after them where they are
+// few: by then the sums have arrived. X has whole steps of columns. `sums`: for twice four tiles.
 template <class Done>
-inline void product_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64_t rows, const PackedMatrix& m,
-                        const void* packed, float* sums, Done&& done) {
+inline void panels_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64_t rows, const PackedMatrix& m,
+                       const void* packed, Panels panels, float* sums, Done&& done) {
   alignas(64) uint16_t padded[2 * kTilePanels * kBlockK * kPanel];  // the last rows of W, zeros behind them
-  const int64_t panels = m.N_padded() / kPanel, whole = m.K / kBlockK, K = m.K % kBlockK;
+  const int64_t whole = m.K / kBlockK, K = m.K % kBlockK;
   const EvenRows even(rows);
   const int64_t most = even.pairs > 0 ? kTilePanels : 2 * kTilePanels;
   const int64_t together = even.pairs > 0 ? 2 * even.height : rows;
@@ -75,8 +75,8 @@ inline void product_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64
   };
   int64_t turn = 0;
   tiles.shape(even.height, even.height);
-  for (int64_t panel = 0; panel < panels; panel += most) {
-    const int64_t width = at_most(panels - panel, most), stride = width * kPanel;
+  for (int64_t panel = panels.first; panel < panels.end; panel += most) {
+    const int64_t width = at_most(panels.end - panel, most), stride = width * kPanel;
     const auto blocks = [&](int64_t first, int64_t end) {
       return TileWeights{bf16_block(m, packed, first) + panel * kBlockK * kPanel, kBlockK * kPanel,
                          kBlockK * m.N_padded(), end - first, kBlockK / kStep};
@@ -121,6 +121,30 @@ inline void product_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64
   finish();
 }
 
+// Who shares the panels of a product, four side by side.
+struct AmxTeam {
+  const Threads& threads;
+  int64_t workers;
+  Tiles& tiles;           // of one worker alone; several set up their own
+  float* sums;            // of the first worker
+  int64_t sums_distance;  // to the next one's
+};
+
+// X W^T: done() as above, by several workers at once.
+template <class Done>
+inline void product_amx(const AmxTeam& team, const uint16_t* x, int64_t x_stride, int64_t rows, const PackedMatrix& m,
+                        const void* packed, Done&& done) {
+  constexpr int64_t together = 2 * kTilePanels;
+  const int64_t panels = all_panels(m).end, strips = (panels + together - 1) / together;
+  parallel(team.threads, team.workers, [&](int64_t worker) {
+    Tiles others;
+    panels_amx(
+        team.workers > 1 ? others : team.tiles, x, x_stride, rows, m, packed,
+        {strips * worker / team.workers * together, at_most(panels, strips * (worker + 1) / team.workers * together)},
+        team.sums + worker * team.sums_distance, done);
+  });
+}
+
 // ---- the layer --------------------------------------------------------------------------------------------------
 
 // A row as the tiles read it, zeros behind its p columns.
@@ -132,7 +156,7 @@ SRR_INLINE void round_row(const float* x, int64_t p, int64_t columns, uint16_t* 
 
 // Rows [row0, row1): q, k and v of (pre-LN: norm1 of) x, q scaled so that 2^(q k) is what softmax wants.
 inline void encode_qkv_amx(const ScoreParams& a, const ScorePlan& plan, const AmxSizes& n, const PackedLayer& layer,
-                           Tiles& tiles, const float* x, const AmxChunk& c, int64_t row0, int64_t row1,
+                           const AmxTeam& team, const float* x, const AmxChunk& c, int64_t row0, int64_t row1,
                            const AmxTile& t) {
   const RankerLayout& l = a.layout;
   const int64_t E = l.head_padded();
@@ -148,7 +172,7 @@ inline void encode_qkv_amx(const ScoreParams& a, const ScorePlan& plan, const Am
   }
   const float* bias = at_bytes(a.packed, layer.qkv_bias_bytes);
   const F16 scale = set1(1.44269504f / __builtin_sqrtf(static_cast<float>(l.head_dim())));
-  product_amx(tiles, t.x, n.x, row1 - row0, layer.qkv, a.packed, t.sums,
+  product_amx(team, t.x, n.x, row1 - row0, layer.qkv, a.packed,
               [&](int64_t row, int64_t rows, int64_t column, int64_t panels, const float* sums) {
                 for (int64_t i = 0; i < panels; ++i, column += kPanel) {
                   const int64_t head = column / E, e = column % E;  // of all heads of q, then k, then v
@@ -305,7 +329,7 @@ inline void attend_amx(const ScoreParams& a, const AmxSizes& n, int64_t head, Ti
 
 // Rows [row0, row1), after attention: output projection, residuals, norms and the feed-forward block, in place on x.
 inline void encode_rest_amx(const ScoreParams& a, const ScorePlan& plan, const AmxSizes& n, const PackedLayer& layer,
-                            Tiles& tiles, float* all_x, const AmxChunk& c, int64_t row0, int64_t row1,
+                            const AmxTeam& team, float* all_x, const AmxChunk& c, int64_t row0, int64_t row1,
                             const AmxTile& t) {
   const RankerLayout& l = a.layout;
   const int64_t rows = row1 - row0;
@@ -322,7 +346,7 @@ inline void encode_rest_amx(const ScoreParams& a, const ScorePlan& plan, const A
         }
     };
   };
-  product_amx(tiles, c.mixed + row0 * n.mixed, n.mixed, rows, layer.out, a.packed, t.sums,
+  product_amx(team, c.mixed + row0 * n.mixed, n.mixed, rows, layer.out, a.packed,
               add_to_x(at_bytes(a.packed, layer.out_bias_bytes)));
   for (int64_t r = 0; r < rows; ++r) {
     float* row = x + r * plan.p;
@@ -334,7 +358,7 @@ inline void encode_rest_amx(const ScoreParams& a, const ScorePlan& plan, const A
     round_row(l.norm_first ? normed : row, plan.p, n.x, t.x + r * n.x);
   }
   const float* bias1 = at_bytes(a.packed, layer.ffn1_bias_bytes);
-  product_amx(tiles, t.x, n.x, rows, layer.ffn1, a.packed, t.sums,
+  product_amx(team, t.x, n.x, rows, layer.ffn1, a.packed,
               [&](int64_t row, int64_t count, int64_t column, int64_t panels, const float* sums) {
                 for (int64_t i = 0; i < panels; i += 2, column += kStep) {
                   const bool both = i + 1 < panels;
@@ -347,14 +371,14 @@ inline void encode_rest_amx(const ScoreParams& a, const ScorePlan& plan, const A
                   }
                 }
               });
-  product_amx(tiles, t.hidden, n.ffn, rows, layer.ffn2, a.packed, t.sums,
-              add_to_x(at_bytes(a.packed, layer.ffn2_bias_bytes)));
+  product_amx(team, t.hidden, n.ffn, rows, layer.ffn2, a.packed, add_to_x(at_bytes(a.packed, layer.ffn2_bias_bytes)));
   if (!l.norm_first)
     for (int64_t r = 0; r < rows; ++r)
       norm(x + r * plan.p, layer.norm2_weight_bytes, layer.norm2_bias_bytes, x + r * plan.p);
 }
 
-// All layers over the sequences of a chunk, x in place. `tile`: plan.tile_floats for each worker.
+// All layers over the sequences of a chunk, x in place. `tile`: plan.tile_floats for each worker. Workers share tiles
+// of rows; where there is one tile alone, the columns of its products.
 inline void encode_layers_amx(const ScoreParams& a, const ScorePlan& plan, const Chunk& chunk, int64_t sequences,
                               float* tile, const Threads& threads) {
   const AmxSizes n = amx_sizes(a.layout, plan.keys);
@@ -376,10 +400,13 @@ inline void encode_layers_amx(const ScoreParams& a, const ScorePlan& plan, const
         body(plan.tile_workers > 1 ? others : own, t, i * height, at_most(count, (i + 1) * height));
     });
   };
+  const auto team = [&](Tiles& tiles, const AmxTile& t) {
+    return AmxTeam{threads, rows > n.tile_rows ? 1 : plan.tile_workers, tiles, t.sums, plan.tile_floats};
+  };
   for (int64_t i = 0; i < a.layout.layers; ++i) {
     const PackedLayer layer = a.layout.layer(i);
     for_tiles(rows, n.tile_rows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
-      encode_qkv_amx(a, plan, n, layer, tiles, chunk.x, c, r0, r1, t);
+      encode_qkv_amx(a, plan, n, layer, team(tiles, t), chunk.x, c, r0, r1, t);
     });
     for (int64_t s = 0; s < sequences; ++s) {
       const int64_t begin = chunk.begin[s], S = chunk.begin[s + 1] - begin;
@@ -390,7 +417,7 @@ inline void encode_layers_amx(const ScoreParams& a, const ScorePlan& plan, const
       });
     }
     for_tiles(rows, n.tile_rows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
-      encode_rest_amx(a, plan, n, layer, tiles, chunk.x, c, r0, r1, t);
+      encode_rest_amx(a, plan, n, layer, team(tiles, t), chunk.x, c, r0, r1, t);
     });
   }
 }
