@@ -389,6 +389,21 @@ def test_weights_of_very_different_sizes(isa, seed):
 
 
 @native_only
+@pytest.mark.parametrize("threads", [2, 64])
+def test_rows_that_do_not_divide_among_threads(isa, threads):
+    """The last threads get no rows at all."""
+    case = ScoreCase("", (12160,) if threads == 2 else (66,), 64, {"scope": "pair", "num_layers": 0})
+    scorer = case.build().prepare()
+    inst, resp, _ = case.inputs()
+    alone, before = scorer(inst, resp).scores, torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(scorer(inst, resp).scores, alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+@native_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n", [5, 17, 40, 120])  # one tile of rows, whose columns threads share, or several tiles
 def test_threads_share_a_wide_ranker_and_change_no_bit(isa, n, dtype):
@@ -429,6 +444,25 @@ OUTLIERS = {
     "columns of many sizes": lambda x, w: x.mul_(10.0 ** torch.linspace(-4, 3, x.shape[1])),
     "sparse": lambda x, w: x.mul_(torch.rand(x.shape, generator=torch.Generator().manual_seed(5)) < 0.02),
 }
+
+
+@pytest.mark.parametrize("d", [128, 1024])
+@pytest.mark.parametrize("scale", [5.0, 20.0, 1e4, 1e6])
+@pytest.mark.parametrize("columns", ["side by side", "at random", "half of them"])
+@pytest.mark.parametrize("side", ["states", "weights", "states, not weighed at all"])
+def test_large_columns_that_hide_behind_small_ones(isa, d, scale, columns, side):
+    """What is large in one factor of the projection is small in the other: the other columns make the result."""
+    case = ScoreCase("", (12,), d)
+    ranker = case.build()
+    inst, resp, offsets = case.inputs()
+    x, w = torch.cat([inst, resp]), ranker.projection.weight.data
+    drawn = torch.randperm(128, generator=torch.Generator().manual_seed(2))
+    where = {"side by side": torch.arange(16), "at random": drawn[:8], "half of them": drawn[:64]}[columns]
+    large, small = (w, x) if side == "weights" else (x, w)
+    large[:, where] *= scale
+    small[:, where] *= 0 if "at all" in side else 1 / scale
+    exact, plain = exact_and_plain(ranker, x[:1], x[1:], offsets)
+    assert_within_budget(ranker.prepare()(x[:1], x[1:], offsets).scores, exact.scores, plain.scores, SCORE_FLOOR)
 
 
 @pytest.mark.parametrize("layers", [0, 1])

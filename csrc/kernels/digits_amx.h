@@ -2,8 +2,8 @@
 // float32 products on AMX, whose tiles multiply bytes twice as fast as bfloat16 and sum them without rounding. Rows of
 // X become whole numbers of three signed bytes as the weights are in the packed ranker, a scale for each row and
 // K-block. Of the nine products of digits the six largest are kept, each sum of the same weight in a tile of its own.
-// What is left out is of the size of float32's own rounding errors as long as no element is far above the others; where
-// one is, in a row or in the weights, that row's K-block goes the way of AVX-512.
+// What is left out is of the size of float32's own rounding errors as long as few elements are far below the largest;
+// where many are, in a row or in the weights, that row's K-block goes the way of AVX-512.
 //
 // The bits of a row depend on that row and W alone: its scale is its own, and sums of whole numbers have no order.
 
@@ -40,9 +40,9 @@ SRR_INLINE void put_digits(const __m512i (&n)[4], int8_t* to) {
   for (int i = 0; i < kDigits; ++i) _mm512_store_si512(to + i * kDigitTile, _mm512_xor_si512(digits[i], sign));
 }
 
-// One row's digits, of whole steps. Returns its scale, negative where digits do not fit.
+// One row's digits, of whole steps with zeros behind the columns. Returns its scale, negative where digits do not fit.
 template <int Steps>
-__attribute__((noinline)) float split_digits(const float* x, int8_t* to) {
+__attribute__((noinline)) float split_digits(const float* x, int64_t columns, int8_t* to) {
   constexpr int kVectors = Steps * kDigitStep / 16;
   F16 v[kVectors];
   __m512i most[4];  // bits of magnitudes: those of NaN are above all others
@@ -57,9 +57,14 @@ __attribute__((noinline)) float split_digits(const float* x, int8_t* to) {
   const uint32_t bits = _mm512_reduce_max_epu32(largest);
   float top;
   __builtin_memcpy(&top, &bits, 4);
-  const __m512 lanes = _mm512_castsi512_ps(largest), least = _mm512_set1_ps(top * (1 / kUneven));
-  const __mmask16 few = _mm512_cmp_ps_mask(lanes, least, _CMP_LT_OQ) & _mm512_test_epi32_mask(largest, largest);
-  if (few != 0 || !(top <= kDigitTo) || (top < kDigitFrom && top != 0)) return -1;
+  const __m512 least = _mm512_set1_ps(top * kFarBelow);
+  int64_t far_below =
+      top == 0 ? 0 : columns - Steps * kDigitStep;  // of all that are counted here, these are no columns
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; i += 2)
+    far_below += __builtin_popcount(_mm512_kunpackw(_mm512_cmp_ps_mask(abs(v[i]).v, least, _CMP_LT_OQ),
+                                                    _mm512_cmp_ps_mask(abs(v[i + 1]).v, least, _CMP_LT_OQ)));
+  if (far_below > most_far_below(columns) || !(top <= kDigitTo) || (top < kDigitFrom && top != 0)) return -1;
   const F16 scale = set1(top > 0 ? kDigitMost / top : 0), offset = set1(static_cast<float>(0x808080));
 #pragma GCC unroll 2
   for (int s = 0; s < Steps; ++s) {
@@ -100,14 +105,16 @@ class Splitter {
 
  private:
   SRR_INLINE float split(const float* x, int8_t* to) const {
-    if (count_ % kDigitStep != 0) return split_rest(x, to);
-    return count_ > kDigitStep ? split_digits<2>(x, to) : split_digits<1>(x, to);
+    return count_ % kDigitStep == 0 ? split_steps(x, to) : split_rest(x, to);
+  }
+  SRR_INLINE float split_steps(const float* x, int8_t* to) const {
+    return count_ > kDigitStep ? split_digits<2>(x, count_, to) : split_digits<1>(x, count_, to);
   }
 
   __attribute__((noinline)) float split_rest(const float* x, int8_t* to) const {
     float padded[kBlockK] = {};
     for (int64_t i = 0; i < count_; ++i) padded[i] = x[i];
-    return count_ > kDigitStep ? split_digits<2>(padded, to) : split_digits<1>(padded, to);
+    return split_steps(padded, to);
   }
 
   const X& x_;
@@ -202,7 +209,7 @@ inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatr
   DigitRows split[2];
   alignas(64) int32_t sums[2][kDigitSums];
   const int64_t row_tiles = (rows + kTileHeight - 1) / kTileHeight;
-  if (row_tiles == 0) return;
+  if (rows <= 0) return;
   const int64_t height = (rows + row_tiles - 1) / row_tiles, turns = (end - block) * row_tiles;
   tiles.shape(height, height);
   Splitter<X> splitter(x, m, packed);

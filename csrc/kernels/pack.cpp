@@ -54,18 +54,18 @@ class Packer {
   void put_float(int64_t at_bytes, float value) { std::memcpy(bytes_ + at_bytes, &value, 4); }
 
   bool put_column(const PackedMatrix& m, int64_t block, int64_t n) {
-    float column[kBlockK], most = 0, largest[16] = {};
+    float column[kBlockK], most = 0;
     const int64_t rows = m.block_rows(block);
     for (int64_t k = 0; k < rows; ++k) {
       std::memcpy(column + k, bytes_ + m.offset_bytes + 4 * m.index(block * kBlockK + k, n), 4);
       const float magnitude = column[k] < 0 ? -column[k] : column[k];
       if (magnitude != magnitude) return false;
       most = magnitude > most ? magnitude : most;
-      largest[k % 16] = magnitude > largest[k % 16] ? magnitude : largest[k % 16];
     }
     if (most != 0 && !(most >= kDigitFrom && most <= kDigitTo)) return false;
-    for (const float value : largest)
-      if (value != 0 && value < most / kUneven) return false;
+    int64_t far_below = 0;
+    for (int64_t k = 0; k < rows; ++k) far_below += column[k] < most * kFarBelow && column[k] > -most * kFarBelow;
+    if (far_below > most_far_below(rows)) return false;
     put_float(m.scales_bytes() + 4 * (block * m.N_padded() + n), most / kDigitMost * 65536);
     if (most == 0) return true;
     unsigned char* to = bytes_ + m.digits_bytes(block, n / kPanel) + n % kPanel * 4;

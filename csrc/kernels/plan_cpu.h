@@ -91,6 +91,7 @@ inline ScorePlan make_plan(const ScoreParams& a, const Threads& threads) {
   plan.row_groups = (plan.rows + kRowGroup - 1) / kRowGroup;
   if (plan.slices * plan.strips % plan.workers != 0) plan.row_groups = round_up(plan.row_groups, plan.workers);
   plan.row_group = plan.workers == 1 ? kRowGroup : (plan.rows + plan.row_groups - 1) / plan.row_groups;
+  if (plan.rows > 0) plan.row_groups = (plan.rows + plan.row_group - 1) / plan.row_group;  // none without rows
 
   const double encoder_flop =
       l.layers * (2.0 * total * plan.p * (plan.qkv + plan.mixed + 2 * plan.ffn) + 4.0 * total * longest * plan.mixed);

@@ -15,11 +15,21 @@ __device__ inline void prefetch_encoder(const ScoreJob& job, const Team& team) {
 #if defined(__CUDA_ARCH__)
   if (team.index != 0 || job.params.layout.layers == 0) return;
   constexpr int64_t kLine = 128;
-  const unsigned char* from = job.packed(0) + job.layer0.qkv.offset_bytes;
-  const int64_t lines = job.params.layout.layers * job.layer_bytes / kLine, threads = int64_t{team.size} * kThreads;
+  const int64_t begin = (int64_t{team.rank} * kThreads + threadIdx.x) * kLine;
+  const int64_t step = int64_t{team.size} * kThreads * kLine;
 #pragma unroll 1
-  for (int64_t i = int64_t{team.rank} * kThreads + threadIdx.x; i < lines; i += threads)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i * kLine));
+  for (int layer = 0; layer < job.params.layout.layers; ++layer) {
+    const unsigned char* from = job.packed(0) + layer * job.layer_bytes;
+    const auto fetch = [&](const PackedMatrix& m) {
+#pragma unroll 1
+      for (int64_t at = begin; at < m.weight_bytes(); at += step)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + m.offset_bytes + at));
+    };
+    fetch(job.layer0.qkv);
+    fetch(job.layer0.out);
+    fetch(job.layer0.ffn1);
+    fetch(job.layer0.ffn2);
+  }
 #else
   (void)job, (void)team;
 #endif

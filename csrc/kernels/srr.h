@@ -82,11 +82,12 @@ constexpr int64_t kBlockK = 128;
 constexpr int64_t kDigits = 3;
 constexpr int64_t kDigitStep = 64;  // rows that one tile holds
 constexpr float kDigitMost = 8355584.0f;
-// Whole numbers of one scale are as good as float32 where the largest magnitude is within these limits, or zero, and no
-// element is far above all others: of the elements 16 apart the largest is zero or at least 1 / kUneven of it.
+// Whole numbers of one scale are as good as float32 where the largest magnitude is within these limits, or zero, and
+// few others are far below it: then half of a K-block's products, or more, are of two elements of which neither is.
 // Elsewhere float32 itself is multiplied.
 constexpr float kDigitFrom = 1e-25f, kDigitTo = 1e25f;
-constexpr float kUneven = 32.0f;
+constexpr float kFarBelow = 1.0f / 32;
+constexpr int64_t most_far_below(int64_t elements) { return elements / 4; }
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
