@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from . import functional, reference
+from . import functional, hooking, reference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,18 +87,12 @@ class Capture:
 
     def __enter__(self) -> Capture:
         self._token = _active.set(self)
-        self._handles = [
-            layer.register_forward_hook(partial(self._observe, slot)) for slot, layer in enumerate(self.layers)
-        ]
+        self._handles = hooking.add_hooks(self.layers, lambda slot: partial(self._observe, slot))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._remove_hooks()
+        hooking.remove_hooks(self._handles)
         _active.reset(self._token)
-
-    def _remove_hooks(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def stopping_criteria(self, eos: Sequence[int], others: StoppingCriteriaList) -> StoppingCriteriaList:
         """What to pass to ``generate`` in place of ``others``, which it asks on every step.
@@ -137,7 +131,7 @@ class Capture:
         seen, self.witness = self.witness or (), None
         same = len(parts) == len(seen) and all(map(torch.equal, (p[:, -1] for p in parts), (s[:, -1] for s in seen)))
         if same:
-            self._remove_hooks()
+            hooking.remove_hooks(self._handles)
         return same
 
     def take(self, parts: Sequence[Tensor]) -> None:

@@ -8,12 +8,15 @@ is why some of its underscored methods are called here, and one in beams.py, and
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from . import hooking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -136,7 +139,8 @@ def sample(
                 model_kwargs = _select(places, model_kwargs)
                 capture.rows = computed = computed[places]
             inputs = model.prepare_inputs_for_generation(input_ids[computed], next_sequence_length=1, **model_kwargs)
-            outputs = forward(**inputs, return_dict=True)
+            with hooking.steady() if compiling else nullcontext():
+                outputs = forward(**inputs, return_dict=True)
             if compiling:
                 capture.take(_given(outputs, ks))
             last = _last(outputs, input_ids)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from . import functional
+from . import functional, hooking
 from .decoding import SELECTABLE
 
 if TYPE_CHECKING:
@@ -68,14 +68,11 @@ class TruncatedForward:
 
     def __enter__(self) -> TruncatedForward:
         self._token = _active.set(self)
-        self._handles = [
-            layer.register_forward_hook(partial(self._observe, slot)) for slot, layer in enumerate(self.layers)
-        ]
+        self._handles = hooking.add_hooks(self.layers, lambda slot: partial(self._observe, slot))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        hooking.remove_hooks(self._handles)
         self._states = {}
         _active.reset(self._token)
 
