@@ -4,7 +4,7 @@
 
 constexpr int64_t kPoolColumns = 4096;           // columns summed together: their fp32 sums stay in the L1 cache
 constexpr int64_t kPoolTokens = 8;               // tokens read side by side
-constexpr int64_t kPoolAheadBytes = 512;         // how far ahead each of them is fetched
+constexpr int64_t kPoolAheadBytes = 512;         // how far ahead each is fetched: at its end, the one after them all
 constexpr int64_t kPoolWorkerBytes = 512 << 10;  // less than this per extra worker is not worth waking it
 
 struct Span {
@@ -36,9 +36,11 @@ SRR_INLINE void add_tokens(const typename State::Bits* x, int64_t token_stride, 
     constexpr int64_t line = 64 / sizeof(typename State::Bits), ahead = kPoolAheadBytes / sizeof(typename State::Bits);
     int64_t c = 0;
     for (; c + 16 <= columns; c += 16) {
-      if (c % line == 0)
+      if (c % line == 0) {
+        const int64_t next = c + ahead < columns ? c + ahead : c + ahead - columns + kPoolTokens * token_stride;
 #pragma GCC unroll 8
-        for (int t = 0; t < kPoolTokens; ++t) __builtin_prefetch(x + t * token_stride + c + ahead);
+        for (int t = 0; t < kPoolTokens; ++t) __builtin_prefetch(x + t * token_stride + next);
+      }
       F16 v[kPoolTokens];
 #pragma GCC unroll 8
       for (int t = 0; t < kPoolTokens; ++t) v[t] = State::load16(x + t * token_stride + c);
