@@ -180,10 +180,11 @@ __attribute__((noinline)) inline void put_digit_sums(const DigitSums& from, int6
     store(y, from.add ? fma(value(r), scale, load(y)) : value(r) * scale);
 }
 
-// Adds to Y the rows of a K-block that have no digits.
+// Y (+)= the rows of a K-block that have no digits.
 template <class X>
-__attribute__((noinline)) void add_uneven(const X& x, int64_t row, const DigitRows& from, const PackedMatrix& m,
-                                          const void* packed, Panels all, int64_t block, float* y, int64_t y_stride) {
+__attribute__((noinline)) void put_uneven(const X& x, int64_t row, const DigitRows& from, const PackedMatrix& m,
+                                          const void* packed, Panels all, int64_t block, float* y, int64_t y_stride,
+                                          bool add) {
   const float* rows[kTileHeight];
   for (int64_t i = 0; i < from.uneven_count; ++i) rows[i] = row_at(x, row + from.uneven[i]);
   const int64_t K = m.block_rows(block), panels = all.count();
@@ -196,7 +197,7 @@ __attribute__((noinline)) void add_uneven(const X& x, int64_t row, const DigitRo
     for (int64_t i = 0; i < from.uneven_count; ++i)
       for (int64_t c = 0; c < width * kPanel; c += kPanel) {
         float* at = y + from.uneven[i] * y_stride + panel * kPanel + c;
-        store(at, load(at) + load(products + i * width * kPanel + c));
+        store(at, (add ? load(at) : zero()) + load(products + i * width * kPanel + c));
       }
   }
 }
@@ -230,8 +231,10 @@ inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatr
     const int8_t* w = reinterpret_cast<const int8_t*>(at_bytes(packed, m.digits_bytes(here, 0)));
     const float* scales = at_bytes(packed, m.scales_bytes()) + here * m.N_padded();
     const DigitRows& from = split[turn % 2];
+    const int64_t count = at_most(rows - row, height);
+    const bool added = add || k > 0, digits = from.uneven_count < count;
     if (turn + 1 < turns) open(turn + 1);
-    for (int64_t panel = panels.first; panel < panels.end; ++panel, next_sums ^= 1) {
+    for (int64_t panel = panels.first; panel < panels.end && digits; ++panel, next_sums ^= 1) {
       digit_sums(from.digits, w + panel * steps * kDigits * kDigitTile, steps, sums[next_sums], [&](int64_t i) {
         splitter.one();
         if (i == 1) put();
@@ -239,14 +242,15 @@ inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatr
       ready = {sums[next_sums],
                from.scale,
                scales + panel * kPanel,
-               at_most(rows - row, height),
+               count,
                y + row * y_stride + (panel - panels.first) * kPanel,
-               add || k > 0};
+               added};
     }
     splitter.all();
     put();
     if (from.uneven_count > 0)
-      add_uneven(from_column(x, k * kBlockK), row, from, m, packed, panels, here, y + row * y_stride, y_stride);
+      put_uneven(from_column(x, k * kBlockK), row, from, m, packed, panels, here, y + row * y_stride, y_stride,
+                 added || digits);
   }
 }
 

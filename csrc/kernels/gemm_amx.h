@@ -180,7 +180,7 @@ SRR_INLINE void blocks_amx(Tiles& tiles, const TileRows* parts, int64_t count, c
                            const void* packed, Panels all, int64_t block, int64_t blocks, int64_t y_stride, bool add) {
   alignas(64) uint16_t padded[2 * kTilePanels * kBlockK * kPanel];
   const int64_t K = m.block_rows(block);
-  for_row_panels(parts, count, all.end - all.first, y_stride, [&](auto R, auto P, TileRows* here, int64_t panel) {
+  for_row_panels(parts, count, all.count(), y_stride, [&](auto R, auto P, TileRows* here, int64_t panel) {
     TileWeights w{bf16_block(m, packed, block) + (all.first + panel) * K * kPanel, K * kPanel, kBlockK * m.N_padded(),
                   blocks, (K + kStep - 1) / kStep};
     if (K % kStep != 0) {
