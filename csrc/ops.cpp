@@ -7,6 +7,10 @@
 
 #include <cstdlib>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "checks.h"
 
 #ifdef SRR_FAST_CUDA
@@ -440,6 +444,21 @@ void score(const at::Tensor& inst, const at::Tensor& resp, const OptionalTensor&
   launch_score(op, inst, resp, offsets, ranker, out);
 }
 
+// Memory that is read whole, on large pages where the system has them: once the caches hold something else, small ones
+// must be looked up again one by one. 64-byte aligned.
+static at::Tensor empty_bytes(int64_t bytes) {
+#if defined(__linux__)
+  constexpr int64_t page = 2 << 20;
+  const int64_t pages = srr::round_up(bytes, page);
+  void* data = 4 * bytes < page ? nullptr : std::aligned_alloc(page, pages);
+  if (data != nullptr) {
+    madvise(data, pages, MADV_HUGEPAGE);  // advice: whether it is taken changes no result
+    return at::from_blob(data, {bytes}, std::free, at::kByte);
+  }
+#endif
+  return at::empty({bytes}, at::kByte);
+}
+
 at::Tensor pack_ranker(const std::vector<at::Tensor>& tensors, int64_t heads, int64_t layers, int64_t ffn,
                        bool norm_first, bool bf16) {
   const char* op = "pack_ranker";
@@ -475,7 +494,7 @@ at::Tensor pack_ranker(const std::vector<at::Tensor>& tensors, int64_t heads, in
   }
   TORCH_CHECK_VALUE(tensors[0].is_contiguous() && tensors[1].is_contiguous(), op, ": tensors must be contiguous");
   const srr::RankerLayout layout{d, p, heads, layers, ffn, norm_first, bf16};
-  at::Tensor packed = at::empty({layout.size_bytes()}, at::kByte);
+  at::Tensor packed = empty_bytes(layout.size_bytes());
   srr::pack_ranker(layout, tensors[0].const_data_ptr<float>(), tensors[1].const_data_ptr<float>(), weights.data(),
                    packed.mutable_data_ptr());
   return packed;
