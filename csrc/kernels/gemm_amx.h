@@ -80,7 +80,8 @@ struct TileWeights {
 };
 
 // R tiles of rows times P panels, R * P <= 4. `add`: Y holds a partial sum already. While one tile of W stays, the
-// products with it follow one another: that is what an instruction waits for least.
+// products with it follow one another: that is what an instruction waits for least. Under two tiles of rows the first
+// line of each tile of the next K-block is fetched.
 template <int Planes, int R, int P>
 __attribute__((noinline)) void tile_amx(const TileRows* rows, const TileWeights& w, int64_t y_stride, bool add) {
   const auto for_y = [&](auto&& body) {
@@ -102,6 +103,7 @@ __attribute__((noinline)) void tile_amx(const TileRows* rows, const TileWeights&
     const uint16_t* panels = w.w + block * w.block;
     for (int64_t s = 0; s < steps; ++s, panels += kStep * kPanel, at += kStep) {
       unrolled<P>([&](auto c) {
+        if (Planes == 1 && R == 2) __builtin_prefetch(panels + w.block + c.value * distance);
         load_tile<6 + c.value % 2>(panels + c.value * distance, 4 * kPanel);
         unrolled<R>([&](auto r) {
           unrolled<Planes>([&](auto plane) {
