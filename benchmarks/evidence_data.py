@@ -51,13 +51,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpus:
-    """sources by name. L: layers of the model. states: the safetensors file of :func:`write_states`.
+    """sources by name. model: hub id or folder. L: its layers. states: the safetensors file of :func:`write_states`.
 
     digest: of all lists and the model, part of the name of every result that is kept.
     """
 
     sources: dict[str, Source]
     folds: int
+    model: str
     L: int
     d: int
     states: Path
@@ -147,7 +148,7 @@ def load(data: Path, model: str, cache: Path, *, folds: int, seed: int = 0, most
     L, states = len(decoder_layers(lm)), cache / f"states-{key}.safetensors"
     if not states.exists():
         _write_states(states, lm, tokenizer, lists, L, cache / "shards")
-    return Corpus(sources, folds, L, lm.config.get_text_config(decoder=True).hidden_size, states, key)
+    return Corpus(sources, folds, model, L, lm.config.get_text_config(decoder=True).hidden_size, states, key)
 
 
 def clusters(texts: Sequence[str], alike: float = ALIKE) -> np.ndarray:

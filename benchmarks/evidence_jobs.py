@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import inspect
 import io
 import json
 import multiprocessing
+import random
 import time
 import traceback
 import warnings
@@ -28,6 +30,7 @@ from srr_fast.checkpoint import replace
 from srr_fast.config import RankerConfig
 from srr_fast.examples import Examples, Standardisation
 from srr_fast.extras import require
+from srr_fast.lists import LabelledList
 from srr_fast.teacher import KernelTeacher
 from srr_fast.train import COMPONENTS, TrainingOptions, train
 
@@ -41,7 +44,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the states against the penalty, chose
 
 @dataclass(frozen=True)
 class Job:
-    """learner: an objective of ``srr-fast train``, kernel (its teacher), probe, mlp or tfidf.
+    """learner: an objective of ``srr-fast train``, kernel (its teacher), probe, mlp, tfidf or cross-encoder.
 
     part:    "fold i": learn from the other folds, measure this one; "split": learn from train, measure val.
     sources: to learn from. tests: whose lists of the part are measured. options: of RankerConfig and TrainingOptions.
@@ -138,10 +141,9 @@ def test_rows(part: str, corpus: Corpus, name: str) -> list[Row]:
 def _fit(job: Job, corpus: Corpus, learn: dict[str, list[Row]], stop: dict[str, list[Row]], about: dict[str, Any]):
     """A function of (source, rows) that gives the scores of their responses, list after list."""
     torch.manual_seed(job.seed)
-    if job.learner == "tfidf":
-        text = baselines.TfIdf()
-        text.fit([corpus.sources[name].lists[i] for name, rows in learn.items() for i in rows])
-        about["parameters"] = int(text.model[-1].coef_.size)
+    if job.learner in ("tfidf", "cross-encoder"):
+        lists = [corpus.sources[name].lists[i] for name, rows in learn.items() for i in rows]
+        text = _text_learner(job, corpus, lists, about)
         return lambda name, rows: text.score([corpus.sources[name].lists[i] for i in rows])
     learned = corpus.examples(learn, job.layers, job.pooling)
     if job.learner in training.OBJECTIVES:
@@ -181,6 +183,23 @@ def _fit(job: Job, corpus: Corpus, learn: dict[str, list[Row]], stop: dict[str, 
         return scores.numpy()
 
     return by_states
+
+
+def _text_learner(
+    job: Job, corpus: Corpus, lists: Sequence[LabelledList], about: dict[str, Any]
+) -> baselines.TfIdf | baselines.CrossEncoder:
+    if job.learner == "tfidf":
+        words = baselines.TfIdf()
+        words.fit(lists)
+        about["parameters"] = int(words.model[-1].coef_.size)
+        return words
+    rng, most = random.Random(job.seed), TrainingOptions().list_size
+    drawn = [tuple(rng.sample(one.responses, min(most, len(one.responses)))) for one in lists]
+    some = [dataclasses.replace(one, responses=few) for one, few in zip(lists, drawn, strict=True)]
+    whole = baselines.CrossEncoder(corpus.model, seed=job.seed, **dict(job.options))
+    whole.fit(some)
+    about["parameters"] = sum(weight.numel() for weight in whole.classifier.model.parameters())
+    return whole
 
 
 def _cut(learned: Examples, seed: int) -> Examples:

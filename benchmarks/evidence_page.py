@@ -39,10 +39,10 @@ with the standard error over lists; gptfuzz, where top-1 is 1, was not run again
 - A kernel half as wide with a level of its own for each list: diasafety +0.009 +- 0.007, safetext +0.006 +- 0.004,
   saferlhf_mini -0.008 +- 0.014, mean +0.002 +- 0.004. With the lists of both kinds weighing three times: mean
   +0.003 +- 0.004. A ranker learned from the first was no better, as far as that was run.
-- The encoder reads the response before the instruction: saferlhf_mini +0.019 +- 0.012 (the ranker learned from it
-  +0.018, one draw of the folds), diasafety +0.004 +- 0.009, safetext +0.001 +- 0.003, mean +0.006 +- 0.004: the
-  most promising of all, and not certain. Both texts as one segment, or with "question:" and "answer:" before them:
-  nothing.
+- Both texts as one segment, or with "question:" and "answer:" before them: nothing. The encoder reads the response
+  before the instruction, the other way round until then: saferlhf_mini +0.019 +- 0.012 in five draws of the folds,
+  diasafety +0.004 +- 0.009, safetext +0.001 +- 0.003, mean +0.006 +- 0.004. Less than 0.008 and not certain, but
+  better in each draw and no dearer, so kept.
 - Worse: 128 components, components whitened or the large ones stressed, a kernel per layer, the mean over triples
   of layers or over random components, a kernel of absolute differences (saferlhf_mini -0.060 +- 0.021), a linear
   part, the embeddings as a layer more, mean and last token together, the tokens' deviation beside their mean,
@@ -67,8 +67,8 @@ LIMITS = """## Limits
   mostly the same lists, one choice for all sources: SRR and the kernel machine come out a little too well above.
 - In xstest_unsafe, jbb_artifacts and past_tense the model that answered nearly gives the label away: a high score there
   can be recognition of a style. In gptfuzz short answers are mostly safe.
-- No fine-tuned cross-encoder and no guard model is in these tables; `srr-fast eval --baselines cross-encoder guard:ID`
-  measures them on your lists.
+- No guard model is in these tables, and a fine-tuned cross-encoder only where train goes to val; `srr-fast eval
+  --baselines cross-encoder guard:ID` measures them on your lists.
 - saferlhf_mini is for non-commercial use: no weights trained here are kept or shipped.
 """
 
@@ -173,7 +173,8 @@ def split(result: Numbers) -> str:
     ]
     return (
         "Trained on train, stopped and calibrated on val, measured on val: few lists. Scorers that learn with a seed "
-        "have the mean over seeds per list.\n\n"
+        "have the mean over seeds per list. The cross-encoder is the whole encoder fine-tuned on the same texts, at "
+        "most 16 responses of a list, three epochs, 1 seed, and does not see val.\n\n"
         + _scorers(found["scorers"], "top1")
         + "\n\nMean over sources:\n\n"
         + _table(["scorer", "top-1", "AUC", "top-1 of each seed"], rows)

@@ -86,7 +86,7 @@ def job(
         options.setdefault("scope", "list" if learner == "listwise" else "pair")
         given = {"steps": s.steps} if learner == "distilled" else {"epochs": s.epochs}
         options |= {name: value for name, value in given.items() if value is not None}
-    layers = () if learner == "tfidf" else tuple(more.pop("layers", c.layers))
+    layers = () if learner in ("tfidf", "cross-encoder") else tuple(more.pop("layers", c.layers))
     return Job(learner, tuple(sources), tuple(tests), part, layers, options=tuple(sorted(options.items())), **more)
 
 
@@ -184,8 +184,10 @@ def split_plan(c: Corpus, s: Settings) -> Plan:
         (SRR, seed): [Part(job(c, s, "distilled", [n], [n], "split", seed=seed), (n,)) for n in c.core]
         for seed in range(s.seeds)
     }
-    for name, learner in ((TFIDF, "tfidf"), ("probe", "probe")):
-        plan[name, 0] = [Part(job(c, s, learner, [n], [n], "split"), (n,)) for n in c.core]
+    tuned = {"epochs": s.epochs} if s.epochs else {}
+    for name, learner in ((TFIDF, "tfidf"), ("probe", "probe"), ("cross-encoder", "cross-encoder")):
+        options = tuned if learner == "cross-encoder" else {}
+        plan[name, 0] = [Part(job(c, s, learner, [n], [n], "split", options=options), (n,)) for n in c.core]
     plan["one for all", 0] = [Part(job(c, s, "distilled", c.core, c.core, "split"), c.core)]
     return plan
 

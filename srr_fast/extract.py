@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .lists import LabelledList
 
-FORMAT = 1  # of the cache: another one is another folder
+FORMAT = 2  # of the cache, and of what is read: another one is another folder
 POOLINGS = ("mean", "last")  # gated pooling learns its gate from single tokens, which are not kept
 SHARD_TOKENS = 1 << 15  # what a kill can lose
 SHARD_BYTES = 1 << 26

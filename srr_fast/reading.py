@@ -2,8 +2,9 @@
 """From instructions and responses to what a backbone reads of them, whatever its kind.
 
 A causal model reads the prompt, and prompt + response, as :class:`srr_fast.TextRanker` and generation do. An encoder
-reads the instruction alone, and each response together with it. What is pooled are the prompt's tokens, template
-included, and the response's for the one; the text's own tokens, without special ones, for the other.
+reads the instruction alone, and each response with the instruction after it: what such a model says of its first text
+ranked better (docs/evidence.md). What is pooled are the prompt's tokens, template included, and the response's for the
+one; the text's own tokens, without special ones, for the other.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Reader:
         """The reading of each response to the instruction at its place; one without tokens pools none."""
         self.count += len(instructions)
         if self.encoder:
-            return self._encode(list(instructions), list(responses))
+            return self._encode(list(responses), list(instructions))
         cut = self.cut  # a prompt is counted where it is read by itself
         asked = {text: self._prompt(text).ids for text in dict.fromkeys(instructions)}
         self.cut = cut
@@ -85,12 +86,11 @@ class Reader:
             high = low + CHUNK
             # Not truncated by the tokenizer: it would keep that setting, and threads share it.
             encoded = self.tokenizer(texts[low:high], others and others[low:high], verbose=False)
-            which = 0 if others is None else 1
-            readings += [self._fitted(encoded, row, which) for row in range(len(encoded.input_ids))]
+            readings += [self._fitted(encoded, row) for row in range(len(encoded.input_ids))]
         return readings
 
-    def _fitted(self, encoded: Any, row: int, pooled: int) -> Reading:
-        """A row of a batch, shortened to what the model takes. pooled: 0 is the row's first text, 1 its second."""
+    def _fitted(self, encoded: Any, row: int) -> Reading:
+        """A row of a batch, shortened to what the model takes; its first text is what is pooled."""
         whose = np.array([-1 if text is None else text for text in encoded.sequence_ids(row)])
         kept = np.arange(len(whose))
         if self.most and len(whose) > self.most:
@@ -98,7 +98,7 @@ class Reader:
             n, m = _longest_first(len(first), len(second), self.most - len(special))
             kept = np.sort(np.concatenate([special, first[:n], second[:m]]))
             self.cut += 1
-        own = np.flatnonzero(whose[kept] == pooled)
+        own = np.flatnonzero(whose[kept] == 0)
         start, stop = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 0)
         types = np.array(encoded.token_type_ids[row], np.int8)[kept] if "token_type_ids" in encoded else None
         return Reading(np.array(encoded.input_ids[row], np.int32)[kept], start, stop, types)

@@ -87,13 +87,13 @@ def causal_states(model, words, row):
 
 
 def encoder_states(model, words, row):
-    """The same from the encodings that the tokenizer itself makes and truncates."""
+    """The same from the encodings that the tokenizer itself makes and truncates, the pooled text before the other."""
     found = []
-    for texts in [(row.instruction,), *((row.instruction, response.text) for response in row.responses)]:
+    for texts in [(row.instruction,), *((response.text, row.instruction) for response in row.responses)]:
         inputs = words(*texts, truncation="longest_first", max_length=MOST, return_tensors="pt")
         with torch.no_grad():
             hidden = model(**inputs, output_hidden_states=True).hidden_states
-        own = torch.tensor([whose == len(texts) - 1 for whose in inputs.sequence_ids(0)])
+        own = torch.tensor([whose == 0 for whose in inputs.sequence_ids(0)])
         found.append([state[0, own] for state in hidden])
     return found
 
@@ -661,11 +661,11 @@ def test_minilm(tmp_path):
     for b, row in enumerate(rows):
         for i, response in enumerate(row.responses):
             inputs = words(
-                row.instruction, response.text, truncation="longest_first", max_length=512, return_tensors="pt"
+                response.text, row.instruction, truncation="longest_first", max_length=512, return_tensors="pt"
             )
             with torch.no_grad():
                 hidden = model(**inputs, output_hidden_states=True).hidden_states
-            own = torch.tensor([whose == 1 for whose in inputs.sequence_ids(0)])
+            own = torch.tensor([whose == 0 for whose in inputs.sequence_ids(0)])
             for (k, pooling), got in features.items():
                 found = got.resp[got.offsets[b] + i]
                 if own.any():
