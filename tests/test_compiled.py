@@ -14,8 +14,8 @@ import srr_fast
 from srr_fast.capture import Capture
 from srr_fast.generation import BestOfN
 
+from .best_of_n import EOS, IDS, MASK, PADDED, N, check, make_ranker
 from .test_decoding import hooks
-from .test_generation import EOS, IDS, MASK, PADDED, N, check, make_ranker
 from .tiny_models import fresh
 
 OPTIONS = dict(max_new_tokens=8, top_k=0, eos_token_id=EOS, pad_token_id=0, cache_implementation="static")

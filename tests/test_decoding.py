@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from srr_fast.decoding import RoomyLayer
 from srr_fast.generation import BestOfN
 
-from .test_generation import EOS, IDS, MASK, PADDED, N, check, make_ranker, run
+from .best_of_n import EOS, IDS, MASK, PADDED, N, check, make_ranker, run
 from .tiny_models import fresh, tiny, tokenizer
 
 ROWS = len(IDS) * N

@@ -23,7 +23,7 @@ from srr_fast.generation import BestOfN
 from srr_fast.ranker import Calibration, SafetyRanker
 from srr_fast.text import TextRanker
 
-from .test_generation import IDS, MASK, PADDED, alone, make_ranker
+from .best_of_n import IDS, MASK, PADDED, alone, make_ranker
 from .tiny_models import ARCHITECTURES, CHAT_TEMPLATE, WIDTH, fresh, tiny, tokenizer
 
 PROMPTS = [row[mask == 1].tolist() for row, mask in zip(IDS, MASK, strict=True)]
