@@ -21,14 +21,15 @@ from transformers import (
     StopStringCriteria,
 )
 
-from . import beams, decoding, fingerprint, reference
+from . import beams, decoding
 from .capture import Capture, Generated
 from .checks import check_tensor
-from .decoder import layers_to_read, states_to_read
+from .decoder import states_to_read
+from .fitted import Fitted
 from .padding import check_unpadded
-from .prompts import check_tokenizer, encode
+from .prompts import encode
 from .pruning import Pruner, Schedule, check_schedule
-from .ranker import SafetyRanker, check_ranker
+from .ranker import SafetyRanker
 
 # Option of `generate` -> the values BestOfN serves, and what to do about others.
 SERVED: dict[str, tuple[tuple[object, ...], str]] = {
@@ -115,7 +116,7 @@ class BestOfNResult:
     timings: Timings
 
 
-class BestOfN:
+class BestOfN(Fitted):
     """Samples n responses to a prompt and chooses the safest by the model's own hidden states.
 
     model:     a decoder-only transformers model with ``generate``.
@@ -140,15 +141,8 @@ class BestOfN:
             raise TypeError(f"BestOfN: model must be a transformers model with generate, got {type(model).__name__}")
         if model.config.is_encoder_decoder:
             raise ValueError(f"BestOfN: model must be decoder-only, {type(model).__name__} is encoder-decoder")
-        check_tokenizer("BestOfN", tokenizer)
-        check_ranker("BestOfN", ranker)
-        self.model = model
-        self.tokenizer = tokenizer
-        self.layers = layers_to_read(model, ranker.config, layers)
+        super().__init__("BestOfN", model, tokenizer, ranker, layers)
         self.ks = states_to_read(model, ranker.config)
-        self.scorer = ranker.prepare(model.device)
-        self.calibration = ranker.calibration
-        fingerprint.warn_if_other_model("BestOfN", model, ranker, layers, stacklevel=3)
 
     def generate(
         self,
@@ -204,9 +198,7 @@ class BestOfN:
         inst, resp = made.inst.to(self.model.device), made.resp.to(self.model.device)
         out = self.scorer(inst, resp.masked_fill(dropped[:, None], math.nan))
         scores, probs, best = out.scores.tolist(), out.probs.tolist(), out.best.tolist()
-        safety: list[float | None] = [None] * len(scores)
-        if self.calibration is not None:
-            safety = reference.calibrate(out.scores, *self.calibration).tolist()
+        safety = self._safety(out.scores)
         timings = Timings(
             generate_s=sampled - start,
             capture_s=made.seconds,
@@ -214,8 +206,7 @@ class BestOfN:
             n_tokens=sum(lengths),
         )
         tokens = [row[:length] for row, length in zip(generated, lengths, strict=True)]
-        texts = self._decode(tokens)
-        columns = (texts, tokens, scores, probs, safety, lengths, dropped.tolist())
+        columns = (map(self._text, tokens), tokens, scores, probs, safety, lengths, dropped.tolist())
         candidates = [Candidate(*fields) for fields in zip(*columns, strict=True)]
         return [
             _choose(candidates[i * n : (i + 1) * n], index, min_safety, fallback, timings)
@@ -239,11 +230,6 @@ class BestOfN:
         else:
             ids, mask = _pad_left([encode("BestOfN", self.tokenizer, prompt) for prompt in _listed(prompts)])
         return ids.to(self.model.device), mask.to(self.model.device)
-
-    def _decode(self, tokens: list[list[int]]) -> list[str | None]:
-        if self.tokenizer is None:
-            return [None] * len(tokens)
-        return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
 
     def _sample(
         self, ids: Tensor, mask: Tensor, n: int, schedule: Schedule, options: Options
