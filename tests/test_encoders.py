@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 
 import pytest
@@ -15,6 +14,7 @@ from srr_fast.generation import BestOfN
 from srr_fast.ranker import Calibration
 from srr_fast.text import TextRanker
 
+from .at_once import at_once
 from .best_of_n import make_ranker
 from .plain_states import BACKBONES, POOLINGS, ROWS, encoder_states, many
 from .tiny_encoders import MOST, encoder, pair_tokenizer
@@ -85,17 +85,9 @@ def test_threads_share_an_encoder():
     ask = [(row.instruction, [r.text for r in row.responses] + ["w40 " * 50]) for row in rows]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        want, got = [reader.rank(*one) for one in ask], {}
-
-        def work(i):
-            got[i] = [reader.rank(*one) for one in ask * 4]
-
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert all(got[i] == want * 4 for i in range(4))
+        want = [reader.rank(*one) for one in ask]
+        found = at_once(lambda _: [reader.rank(*one) for one in ask * 4], range(4))
+    assert found == [want * 4] * 4
 
 
 def test_the_rank_command_takes_encoders(tmp_path, capsys):

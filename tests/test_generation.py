@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 
 import pytest
@@ -24,6 +23,7 @@ from srr_fast.generation import BestOfN
 from srr_fast.padding import check_unpadded
 from srr_fast.ranker import Calibration, SafetyRanker
 
+from .at_once import at_once
 from .best_of_n import EOS, IDS, MASK, PADDED, N, check, make_ranker, run
 from .tiny_models import ARCHITECTURES, CHAT_TEMPLATE, STATEFUL, WIDTH, fresh, tiny, tokenizer
 
@@ -358,21 +358,9 @@ def test_threads_share_one_best_of_n():
     bon = BestOfN(tiny("llama"), None, make_ranker())
     jobs = [{"input_ids": IDS}, PADDED, {"input_ids": IDS[:1, :4]}]
     want = [bon.generate(job, 1, max_new_tokens=10, do_sample=False) for job in jobs]
-    got, barrier = {}, threading.Barrier(len(jobs))
-
-    def work(i):
-        barrier.wait()
-        for _ in range(5):
-            got.setdefault(i, []).append(bon.generate(jobs[i], 1, max_new_tokens=10, do_sample=False))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i, results in enumerate(want):
-        assert len(got[i]) == 5
-        assert all([r.candidates for r in again] == [r.candidates for r in results] for again in got[i])
+    got = at_once(lambda job: [bon.generate(job, 1, max_new_tokens=10, do_sample=False) for _ in range(5)], jobs)
+    for results, own in zip(want, got, strict=True):
+        assert all([r.candidates for r in again] == [r.candidates for r in results] for again in own)
 
 
 def test_timings():
