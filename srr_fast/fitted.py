@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Fitted:
     """The base of :class:`BestOfN` and :class:`TextRanker`; ``op`` begins its messages.
 
-    The ranker is read once. ``layers`` are the modules to read, in the order of its config. Warns, as from the line
-    that made the subclass, when the ranker's fingerprint is not the model's.
+    The ranker is read once. ``layers`` are the modules to read, in the order of its config. Warns when the ranker's
+    fingerprint is not the model's.
     Raises TypeError or ValueError for a tokenizer or ranker that is none, or a ranker that cannot read the model.
     """
 
