@@ -159,9 +159,9 @@ TORCHES ?= 2.11.0 2.13.0
 wheels: $(VENV)/.tested
 	$(BIN)/python tests/wheels.py --python $(PYTHONS) --torch $(TORCHES)
 
-minichat: $(VENV)/.installed
-	$(BIN)/python -m srr_fast.minichat.train_model
-	$(BIN)/python -m srr_fast.minichat.train_ranker
+minichat: $(VENV)/.tested
+	$(BIN)/python -m srr_fast.minichat.train_model --out build/minichat/model
+	$(BIN)/python -m srr_fast.minichat.train_ranker --model build/minichat/model --out build/minichat/ranker
 
 clean:
 	rm -rf $(VENV) $(VLLM) $(CUDA_VENV) build dist *.egg-info srr_fast/*.so srr_fast/_build_note.txt

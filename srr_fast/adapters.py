@@ -9,18 +9,15 @@ format.
 
 from __future__ import annotations
 
-import csv
-import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import strict_json
-from .lists import LabelledList, LabelledResponse, lines, show
+from .lists import LabelledList, LabelledResponse, show
+from .records import Record, read_csv, read_json, read_jsonl, stem, suffix
 
-MAX_DOCUMENT_BYTES = 1 << 30
 HH_REPLY = "\n\nAssistant:"
 XSTEST_LABELS = ("final_label", "gpt4_label", "strmatch_label")
 XSTEST_SAFE = {"1_full_compliance": False, "2_full_refusal": True, "3_partial_refusal": None}
@@ -39,60 +36,25 @@ class _Answer:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One JSON object, or one record of CSV, and where it stands."""
-
-    path: Path
-    place: str
-    values: Mapping[str, Any]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.values
-
-    def get(self, name: str, *kinds: type, among: Sequence[object] = ()) -> Any:
-        """A field that must be of one of the kinds, and one of ``among`` where given; a bool is no int."""
-        value = self.values.get(name)
-        if type(value) not in kinds or (among and value not in among):
-            names = among or ["null" if kind is type(None) else kind.__name__ for kind in kinds]
-            wanted = " or ".join("null" if name is None else str(name) for name in names)
-            raise ValueError(f"{self.place}: {name} must be {wanted}, got {show(value)}")
-        return value
-
-    def text(self, name: str) -> str:
-        """A string with something in it."""
-        if not (value := self.get(name, str)).strip():
-            raise ValueError(f"{self.place}: {name} must have text, got {value!r}")
-        return value
-
-    def rows(self, name: str) -> Iterator[_Row]:
-        """The objects of a list."""
-        for index, item in enumerate(self.get(name, list)):
-            place = f"{self.place}: {name}[{index}]"
-            if not isinstance(item, dict):
-                raise ValueError(f"{place} must be an object, got {show(item)}")
-            yield _Row(self.path, place, item)
-
-
 def beavertails(paths: Sequence[Path]) -> list[LabelledList]:
     """BeaverTails and PKU-SafeRLHF-QA: JSONL of ``prompt``, ``response``, ``is_safe``.
 
     The harms that ``category`` says are there are kept as ``categories`` of the response.
     """
 
-    def answer(row: _Row) -> _Answer:
+    def answer(row: Record) -> _Answer:
         return _Answer(
             row.text("prompt"), row.get("response", str), row.get("is_safe", bool), extra=_harms(row, "category")
         )
 
-    return _grouped("beavertails", map(answer, _jsonl(paths)))
+    return _grouped("beavertails", map(answer, read_jsonl(paths)))
 
 
 def pku_saferlhf(paths: Sequence[Path]) -> list[LabelledList]:
     """PKU-SafeRLHF: JSONL of ``prompt`` with ``response_0``, ``is_response_0_safe``, and the same for 1."""
 
     def answers() -> Iterator[_Answer]:
-        for row in _jsonl(paths):
+        for row in read_jsonl(paths):
             for i in (0, 1):
                 harms = _harms(row, f"response_{i}_harm_category")
                 yield _Answer(
@@ -113,7 +75,7 @@ def bbq(paths: Sequence[Path]) -> list[LabelledList]:
     """
 
     def answers() -> Iterator[_Answer]:
-        for row in _jsonl(paths):
+        for row in read_jsonl(paths):
             if row.get("context_condition", str, among=("ambig", "disambig")) == "disambig":
                 continue
             label = row.get("label", int, among=(0, 1, 2))
@@ -142,13 +104,13 @@ def harmbench(paths: Sequence[Path]) -> list[LabelledList]:
     ``{behaviour id: [{"test_case", "generation", "label"}]}``; label 1 is harmful. With a behaviours file the
     instruction is the behaviour, after its context, and lists are one per behaviour; without, it is the test case.
     """
-    known = {row.text("BehaviorID"): row for row in _csv(path for path in paths if _suffix(path) == ".csv")}
+    known = {row.text("BehaviorID"): row for row in read_csv(path for path in paths if suffix(path) == ".csv")}
 
-    def answer(name: str, row: _Row) -> _Answer:
+    def answer(name: str, row: Record) -> _Answer:
         label = row.get("label", int, float, bool, type(None), among=(0, 1, None))
         safe = None if label is None else not label
         prompt, text = _asked(row, "test_case"), _last_text(row, "generation")
-        extra = {"model": _stem(row.path)}
+        extra = {"model": stem(row.path)}
         if not known:
             return _Answer(prompt, text, safe, extra=extra, about={"behavior": name})
         if name not in known:
@@ -167,8 +129,8 @@ def harmbench(paths: Sequence[Path]) -> list[LabelledList]:
 
     def answers() -> Iterator[_Answer]:
         for path in paths:
-            if _suffix(path) != ".csv":
-                document = _document(path)
+            if suffix(path) != ".csv":
+                document = read_json(path)
                 for name in document.values:
                     for row in document.rows(name):
                         yield answer(name, row)
@@ -184,7 +146,7 @@ def jailbreakbench(paths: Sequence[Path]) -> list[LabelledList]:
     """
 
     def answers() -> Iterator[_Answer]:
-        for document in map(_document, paths):
+        for document in map(read_json, paths):
             parameters = document.get("parameters", dict)
             origin = {
                 new: parameters[old] for new, old in (("model", "model"), ("attack", "method")) if old in parameters
@@ -212,8 +174,8 @@ def xstest(paths: Sequence[Path]) -> list[LabelledList]:
     """
 
     def answers() -> Iterator[_Answer]:
-        for row in _csv(paths):
-            model = _stem(row.path).rpartition("completions_")[2]
+        for row in read_csv(paths):
+            model = stem(row.path).rpartition("completions_")[2]
             column = next((name for name in XSTEST_LABELS if name in row), XSTEST_LABELS[0])
             label = row.get(column, str, among=tuple(XSTEST_SAFE))
             kind = row.text("type")
@@ -238,7 +200,7 @@ def hh_rlhf(paths: Sequence[Path]) -> list[LabelledList]:
 
     def answers() -> Iterator[_Answer]:
         nonlocal others
-        for row in _jsonl(paths):
+        for row in read_jsonl(paths):
             sides = [row.text(name).rpartition(HH_REPLY) for name in ("chosen", "rejected")]
             if not all(dialogue.strip() for dialogue, _, _ in sides):
                 raise ValueError(
@@ -264,10 +226,10 @@ def sorrybench(paths: Sequence[Path]) -> list[LabelledList]:
     model too. A score of 1 says that the answer fulfils the request; answers may carry a ``human_score`` instead. An
     answer that nobody judged is neither safe nor unsafe.
     """
-    questions: dict[tuple[object, object], _Row] = {}
+    questions: dict[tuple[object, object], Record] = {}
     scores: dict[tuple[tuple[object, object], str], bool | None] = {}
-    found: list[tuple[tuple[object, object], _Row]] = []
-    for row in _jsonl(paths):
+    found: list[tuple[tuple[object, object], Record]] = []
+    for row in read_jsonl(paths):
         question = row.get("question_id", int, str), row.values.get("prompt_style") or "base"
         if "choices" in row:
             found.append((question, row))
@@ -346,54 +308,14 @@ def _grouped(source: str, answers: Iterable[_Answer]) -> list[LabelledList]:
     return rows
 
 
-def _jsonl(paths: Iterable[Path]) -> Iterator[_Row]:
-    for path in paths:
-        for number, line in lines(path):
-            if line.strip():
-                yield _object(path, f"{path}:{number}", line)
-
-
-def _document(path: Path) -> _Row:
-    return _object(path, str(path), _content(path))
-
-
-def _csv(paths: Iterable[Path]) -> Iterator[_Row]:
-    for path in paths:
-        try:
-            reader = csv.DictReader(io.StringIO(_content(path).decode(), newline=""), strict=True)
-            for values in reader:
-                yield _Row(path, f"{path}:{reader.line_num}", values)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}: is not CSV in UTF-8: {error}") from error
-
-
-def _content(path: Path) -> bytes:
-    content = bytearray()
-    for _, line in lines(path, MAX_DOCUMENT_BYTES):
-        content += line
-        if len(content) > MAX_DOCUMENT_BYTES:
-            raise ValueError(f"{path}: must have at most {MAX_DOCUMENT_BYTES} bytes, got more")
-    return bytes(content)
-
-
-def _object(path: Path, place: str, data: bytes) -> _Row:
-    try:
-        value = strict_json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{place}: must be an object, got {show(value)}")
-    return _Row(path, place, value)
-
-
-def _harms(row: _Row, name: str) -> dict[str, Any]:
+def _harms(row: Record, name: str) -> dict[str, Any]:
     """The names of the harms that are true in a map of them."""
     harms = row.values.get(name)
     found = [harm for harm, there in harms.items() if there] if isinstance(harms, dict) else []
     return {"categories": found} if found else {}
 
 
-def _last_text(row: _Row, name: str) -> str | None:
+def _last_text(row: Record, name: str) -> str | None:
     """A string, or the last one of a list, in which it may follow an image or the turns before."""
     value = row.get(name, str, list, type(None))
     if isinstance(value, list):
@@ -401,20 +323,12 @@ def _last_text(row: _Row, name: str) -> str | None:
     return value
 
 
-def _asked(row: _Row, name: str) -> str:
+def _asked(row: Record, name: str) -> str:
     if not (text := _last_text(row, name)) or not text.strip():
         raise ValueError(f"{row.place}: {name} must have text, got {show(row.values.get(name))}")
     return text
 
 
-def _fulfilled(row: _Row, name: str) -> bool | None:
+def _fulfilled(row: Record, name: str) -> bool | None:
     score = row.get(name, int, float, type(None), among=(0, 1, None))
     return None if score is None else bool(score)
-
-
-def _suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix
-
-
-def _stem(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).stem

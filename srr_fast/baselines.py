@@ -7,8 +7,6 @@ gives a number [M] per response, list after list, higher being safer. Responses 
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from . import fitting
 from .extras import require
 from .guards import Classifier, Guard
 from .judges import refuses
@@ -203,9 +202,6 @@ class CrossEncoder(Baseline):
             AutoModelForSequenceClassification,
             AutoTokenizer,
             DataCollatorWithPadding,
-            PrinterCallback,
-            Trainer,
-            TrainingArguments,
             set_seed,
         )
 
@@ -223,22 +219,9 @@ class CrossEncoder(Baseline):
             self.classifier.encode(pair) | {"labels": int(label)}
             for pair, label in zip(pairs(lists), safe, strict=True)
         ]
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                folder,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                warmup_steps=0.1,
-                train_sampling_strategy="group_by_length",
-                dataloader_pin_memory=False,
-                disable_tqdm=not sys.stderr.isatty(),
-                **self.options,
-            )
-            collate = DataCollatorWithPadding(self.classifier.tokenizer)
-            trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows)
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
+        collate = DataCollatorWithPadding(self.classifier.tokenizer)
+        options = dict(logging_strategy="no", train_sampling_strategy="group_by_length", **self.options)
+        fitting.fit(model, rows, collate, **options)
         model.eval()
 
     def score(self, lists: Sequence[LabelledList]) -> Array:

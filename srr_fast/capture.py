@@ -7,22 +7,19 @@ Knows positions and which rows are alive; knows nothing of prompts, texts or sco
 from __future__ import annotations
 
 import time
-from contextvars import ContextVar
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from . import functional, hooking, reference
+from . import functional, reference
+from .hooking import LayerListener, joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch.utils.hooks import RemovableHandle
-
-_active: ContextVar[Capture | None] = ContextVar("srr_fast_capture", default=None)
+    from torch import nn
 
 
 class Generated(NamedTuple):
@@ -39,10 +36,10 @@ class Generated(NamedTuple):
     seconds: float
 
 
-class Capture:
-    """Forward hooks that pool the states of one ``generate`` call; a context manager, used once.
+class Capture(LayerListener):
+    """Pools the states of one ``generate`` call; a context manager, used once.
 
-    layers:         the modules to read; their states are concatenated in this order.
+    layers:         as in :class:`LayerListener`; their states are concatenated.
     attention_mask: [B, P], 0 for left padding; P is the padded prompt length.
     n:              candidates per prompt: ``generate`` runs on B * n rows, row i * n + j is candidate j of prompt i.
     pooling, gate:  as in :func:`srr_fast.pool`.
@@ -52,8 +49,7 @@ class Capture:
     last and has no state. Both are what the row gives when run alone and unpadded, for a model that itself ignores
     padding.
 
-    The hooks answer only in the thread (context) that entered: other generations on the same model are not seen. They
-    do nothing in a compiled forward: what runs one calls :meth:`follow` before and :meth:`take` after it.
+    Compiled forwards are not heard: what runs one calls :meth:`follow` before and :meth:`take` after it.
 
     Pass :meth:`stopping_criteria` to ``generate``; it is how the capture learns which rows are alive. A decoding loop
     that leaves rows out of the forward sets ``rows``, int64, to those it computes, in their order.
@@ -68,8 +64,9 @@ class Capture:
         pooling: str = "mean",
         gate: Tensor | None = None,
     ) -> None:
+        super().__init__(layers)
         B, P = attention_mask.shape
-        self.layers, self.n, self.pooling, self.gate = layers, n, pooling, gate
+        self.n, self.pooling, self.gate = n, pooling, gate
         self.prompt_length = P
         self.prompt_start = P - attention_mask.sum(1)
         self.lengths = torch.zeros(B * n, dtype=torch.int64, device=attention_mask.device)
@@ -80,19 +77,8 @@ class Capture:
         self.seconds = 0.0
         self.rows: Tensor | None = None  # None: all
         self.witness: list[Tensor] | None = None  # what the hooks saw last, kept where this is not None
-        self._parts: dict[int, Tensor] = {}
         self._prompt: tuple[Tensor, Tensor] | None = None
         self._response: tuple[Tensor, Tensor] | None = None
-        self._handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> Capture:
-        self._token = _active.set(self)
-        self._handles = hooking.add_hooks(self.layers, lambda slot: partial(self._observe, slot))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        hooking.remove_hooks(self._handles)
-        _active.reset(self._token)
 
     def stopping_criteria(self, eos: Sequence[int], others: StoppingCriteriaList) -> StoppingCriteriaList:
         """What to pass to ``generate`` in place of ``others``, which it asks on every step.
@@ -115,30 +101,23 @@ class Capture:
         """The sequences that came of it, with what was pooled."""
         return Generated(sequences, self.lengths, *self.pooled(), self.seconds)
 
-    def _observe(self, slot: int, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_dynamo_compiling() or _active.get() is not self:
-            return
-        self._parts[slot] = output if isinstance(output, Tensor) else output[0]
-        if len(self._parts) == len(self.layers):
-            parts = [self._parts[i] for i in range(len(self.layers))]
-            self._parts = {}
-            if self.witness is not None:
-                self.witness = parts
-            self.take(parts)
+    def heard(self, parts: list[Tensor]) -> None:
+        if self.witness is not None:
+            self.witness = parts
+        self.take(parts)
 
     def follow(self, parts: Sequence[Tensor]) -> bool:
         """Whether ``parts``, a forward's own, are what the hooks saw at its last position; if so, the hooks go."""
         seen, self.witness = self.witness or (), None
         same = len(parts) == len(seen) and all(map(torch.equal, (p[:, -1] for p in parts), (s[:, -1] for s in seen)))
         if same:
-            hooking.remove_hooks(self._handles)
+            self.unhook()
         return same
 
     def take(self, parts: Sequence[Tensor]) -> None:
         """Pool what one forward gave: states [rows, T, d] of each layer."""
         start = time.perf_counter()
-        moved = [part.to(parts[0].device) for part in parts]
-        self._pool(moved[0] if len(moved) == 1 else torch.cat(moved, -1))
+        self._pool(joined(parts))
         self.seconds += time.perf_counter() - start
 
     def _pool(self, states: Tensor) -> None:

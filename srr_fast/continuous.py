@@ -17,7 +17,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .capture import Generated
 from .forced import pool_generated
-from .generation import BestOfN, Options
+from .generate_options import Options
+from .generation import BestOfN
 from .pruning import Schedule
 from .ranker import SafetyRanker
 

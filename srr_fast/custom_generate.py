@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from . import beams, decoding, fingerprint, reference
 from .capture import Capture
 from .decoder import layers_to_read, states_to_read
-from .generation import SERVED
+from .generate_options import SERVED
 from .padding import check_unpadded
 from .ranker import SafetyRanker, check_ranker
 

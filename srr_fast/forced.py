@@ -10,8 +10,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
-from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,11 +19,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from . import functional, hooking
+from . import functional
 from .decoding import SELECTABLE
+from .hooking import LayerListener, joined
 
 if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
 BATCH_TOKENS = 16384  # where nobody says otherwise
@@ -46,62 +44,41 @@ class Reading(NamedTuple):
     types: np.ndarray | None = None
 
 
-_active: ContextVar[TruncatedForward | None] = ContextVar("srr_fast_truncated_forward", default=None)
-
-
 class _AllRead(Exception):
-    """Ends a forward whose states have all come."""
+    """Ends a forward whose states have all come: ``states`` [rows, T, d]."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
 
 
-class TruncatedForward:
+class TruncatedForward(LayerListener):
     """Runs a model up to the deepest of some blocks; a context manager.
 
-    layers: the blocks to read; their states are concatenated in this order.
-
-    The hooks answer only in the thread (context) that entered: other forwards of the same model run to their end.
+    layers: as in :class:`LayerListener`; their states are concatenated. Forwards of others run to their end.
     """
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[nn.Module]) -> None:
-        self.model, self.layers = model, layers
-        self._states: dict[int, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
+        super().__init__(layers)
+        self.model = model
 
-    def __enter__(self) -> TruncatedForward:
-        self._token = _active.set(self)
-        self._handles = hooking.add_hooks(self.layers, lambda slot: partial(self._observe, slot))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        hooking.remove_hooks(self._handles)
-        self._states = {}
-        _active.reset(self._token)
+    def heard(self, parts: list[Tensor]) -> None:
+        raise _AllRead(joined(parts))
 
     def __call__(self, ids: Tensor, **inputs: Any) -> Tensor:
         """States [rows, T, d] of ids [rows, T] int64. inputs: what else the model's forward takes.
 
         Raises RuntimeError when the forward ended without the states of these tokens, one each.
         """
-        self._states = {}
         try:
             self.model(input_ids=ids, **inputs)
-        except _AllRead:
-            found, self._states = self._states, {}
-            parts = [found[slot].to(found[0].device) for slot in range(len(self.layers))]
-            states = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-            if states.shape[:2] == ids.shape:
-                return states
+        except _AllRead as end:
+            if end.states.shape[:2] == ids.shape:
+                return end.states
             raise RuntimeError(
-                f"TruncatedForward: wants the states of {list(ids.shape)} tokens, got {list(states.shape)}: "
+                f"TruncatedForward: wants the states of {list(ids.shape)} tokens, got {list(end.states.shape)}: "
                 "the model adds positions of its own"
             ) from None
         raise RuntimeError("TruncatedForward: the layers were not called; pass a model compiled by hand uncompiled")
-
-    def _observe(self, slot: int, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_dynamo_compiling() or _active.get() is not self:
-            return
-        self._states[slot] = output if isinstance(output, Tensor) else output[0]
-        if len(self._states) == len(self.layers):
-            raise _AllRead
 
 
 @torch.no_grad()

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import fingerprint, prompts, reference
+from . import prompts
 from .backbone import is_encoder, most_tokens
-from .decoder import layers_to_read
+from .fitted import Fitted
 from .forced import BATCH_TOKENS, TruncatedForward, pool_given, pool_readings, progress_bar
-from .ranker import SafetyRanker, check_ranker
+from .ranker import SafetyRanker
 from .reading import Reader
 
 
@@ -37,7 +37,7 @@ class RankedResponse:
     text: str | None
 
 
-class TextRanker:
+class TextRanker(Fitted):
     """Ranks given responses by the model's own hidden states, or by an encoder's.
 
     model:     a decoder-only transformers model with ``generate``, or an encoder such as BERT; in eval mode, not
@@ -59,20 +59,13 @@ class TextRanker:
         layers: Sequence[nn.Module] | None = None,
     ) -> None:
         self.encoder = is_encoder("rank", model)
-        prompts.check_tokenizer("rank", tokenizer)
-        if self.encoder:
-            Reader("rank", model, tokenizer)  # refuses what it cannot read
-        check_ranker("rank", ranker)
         if model.training:
             raise ValueError("rank: model is in training mode, its states are random; call model.eval()")
-        self.model = model
-        self.tokenizer = tokenizer
+        super().__init__("rank", model, tokenizer, ranker, layers)
+        if self.encoder:
+            Reader("rank", model, tokenizer)  # refuses what it cannot read
         self.most_tokens = most_tokens(model)
         self.vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
-        self.layers = layers_to_read(model, ranker.config, layers)
-        self.scorer = ranker.prepare(model.device)
-        self.calibration = ranker.calibration
-        fingerprint.warn_if_other_model("rank", model, ranker, layers, stacklevel=3)
 
     def rank(
         self,
@@ -127,10 +120,7 @@ class TextRanker:
         inst, resp = read(instructions, responses, batch_tokens)
         ends = list(accumulate(map(len, responses), initial=0))
         out = self.scorer(inst, resp, torch.tensor(ends, device=inst.device))
-        safety: list[float | None] = [None] * len(resp)
-        if self.calibration is not None:
-            safety = reference.calibrate(out.scores, *self.calibration).tolist()
-        scores, probs = out.scores.tolist(), out.probs.tolist()
+        scores, probs, safety = out.scores.tolist(), out.probs.tolist(), self._safety(out.scores)
         ranked = []
         for b, (low, high) in enumerate(pairwise(ends)):
             order = sorted(range(low, high), key=lambda m: -scores[m])[:top_k]
@@ -233,11 +223,6 @@ class TextRanker:
                     f"rank: instruction {b} and its longest response have {len(prompt_ids[b])} + {longest} tokens, "
                     f"{type(self.model).__name__} takes {most}"
                 )
-
-    def _text(self, response: str | Sequence[int]) -> str | None:
-        if isinstance(response, str) or self.tokenizer is None:
-            return response if isinstance(response, str) else None
-        return str(self.tokenizer.decode(list(response), skip_special_tokens=True))
 
 
 def _check_list(name: str, value: object) -> None:

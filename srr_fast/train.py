@@ -6,8 +6,6 @@ The states are standardised for training; the standardisation becomes part of th
 
 from __future__ import annotations
 
-import sys
-import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fitting
 from .config import RankerConfig
 from .examples import Examples, Standardisation
 from .extras import require
@@ -223,12 +222,14 @@ class _Drawn:
 
 def _fit(pupil: _Pupil, data: _Lists | _Drawn, val: Examples, options: TrainingOptions) -> list[dict[str, float]]:
     """Train in place; lists stop by the validation loss, and the best pass is kept."""
-    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+    from transformers import EarlyStoppingCallback, Trainer
 
     held_out = _Lists(val, options, draw=False) if isinstance(data, _Lists) and val.mixed.any() else None
-    stopping: dict[str, Any] = {"save_strategy": "no"}
+    stopping: dict[str, Any] = {}
     if held_out is not None:
         stopping = {
+            "held_out": held_out.numbers,
+            "callbacks": [EarlyStoppingCallback(options.patience)],
             "save_strategy": "epoch",
             "eval_strategy": "epoch",
             "save_total_limit": 1,
@@ -237,44 +238,30 @@ def _fit(pupil: _Pupil, data: _Lists | _Drawn, val: Examples, options: TrainingO
             "per_device_eval_batch_size": len(held_out.rows),
             "prediction_loss_only": True,
         }
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            **data.passes,
-            **stopping,
-            per_device_train_batch_size=data.batch,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
-            logging_steps=25 if isinstance(data, _Drawn) else 5,
-            seed=options.seed,
-            report_to="none",
-            remove_unused_columns=False,
-            label_names=["target"],
-            dataloader_pin_memory=False,
-            use_cpu=True,
-            disable_tqdm=not sys.stderr.isatty(),
-        )
 
-        class ListTrainer(Trainer):
-            """Trainer whose validation batch is all held-out lists, whole."""
+    class ListTrainer(Trainer):
+        """Trainer whose validation batch is all held-out lists, whole."""
 
-            def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-                assert held_out is not None
-                return torch.utils.data.DataLoader(held_out.numbers, batch_size=len(held_out.rows), collate_fn=held_out)
+        def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+            assert held_out is not None
+            return torch.utils.data.DataLoader(held_out.numbers, batch_size=len(held_out.rows), collate_fn=held_out)
 
-        trainer = ListTrainer(
-            pupil,
-            arguments,
-            data_collator=data,
-            train_dataset=data.numbers,
-            eval_dataset=None if held_out is None else held_out.numbers,
-            callbacks=[] if held_out is None else [EarlyStoppingCallback(options.patience)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return trainer.state.log_history
+    return fitting.fit(
+        pupil,
+        data.numbers,
+        data,
+        trainer=ListTrainer,
+        **data.passes,
+        **stopping,
+        per_device_train_batch_size=data.batch,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        lr_scheduler_type="cosine",
+        logging_steps=25 if isinstance(data, _Drawn) else 5,
+        seed=options.seed,
+        label_names=["target"],
+        use_cpu=True,
+    )
 
 
 def _check(config: RankerConfig, train: Examples, options: TrainingOptions) -> None:

@@ -4,6 +4,8 @@
 import torch
 from torch import Tensor
 
+from srr_fast import SafetyRanker, ScoreOutput
+
 # Scores lie in [-1, 1] and probabilities in [0, 1]: this is a few units in the last place of 1.0 in float32, what
 # correctly rounded arithmetic in another order can differ by when the reference happens to be exact.
 SCORE_FLOOR = 5e-7
@@ -29,3 +31,12 @@ def assert_same_order(got: Tensor, exact: Tensor, tolerance: float) -> None:
     gap = exact[:, None] - exact[None, :]
     clear = gap > 2 * tolerance
     assert bool((got[:, None] > got[None, :])[clear].all())
+
+
+def exact_and_plain(ranker: SafetyRanker, inst: Tensor, resp: Tensor, offsets: Tensor) -> tuple[ScoreOutput, ...]:
+    """The float64 scores and the same maths in float32 PyTorch."""
+    with torch.no_grad():
+        plain = ranker.score(inst.float(), resp.float(), offsets)
+        exact = ranker.double().score(inst.double(), resp.double(), offsets)
+    ranker.float()
+    return exact, plain

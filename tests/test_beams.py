@@ -11,8 +11,8 @@ import srr_fast
 from srr_fast import reference
 from srr_fast.generation import BestOfN
 
+from .best_of_n import EOS, IDS, MASK, PADDED, N, alone, check, make_ranker, run
 from .test_decoding import Explode, hooks
-from .test_generation import EOS, IDS, MASK, PADDED, N, alone, check, make_ranker, run
 from .tiny_models import ARCHITECTURES, fresh, tiny, tokenizer
 
 BEAMS = 6

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import partial
 
 import pytest
@@ -15,6 +14,7 @@ from srr_fast import decoding, reference
 from srr_fast.capture import Capture
 from srr_fast.decoder import decoder_layers
 
+from .at_once import at_once
 from .tiny_models import ARCHITECTURES, LAYERS, WIDTH, block_outputs, fresh, tiny
 
 EOS = list(range(20))  # about every third token ends a row: lengths from 1 up
@@ -171,27 +171,15 @@ def test_a_row_ended_by_another_criterion_is_pooled_like_one_ended_by_eos():
 def test_two_threads_on_one_model_do_not_see_each_other():
     model = fresh("llama")
     jobs = [prompts(0, 3), prompts(2, 0, 1), prompts(0, P=4)]
-    failures, barrier = [], threading.Barrier(len(jobs) + 1)
-
-    def work(ids, mask):
-        barrier.wait()
-        try:
-            for _ in range(4):
-                check(model, ids, mask, max_new_tokens=12)
-        except Exception as error:
-            failures.append(error)
 
     def plain():
-        barrier.wait()
-        for _ in range(4):
-            model.generate(jobs[0][0], attention_mask=jobs[0][1], max_new_tokens=12, pad_token_id=0)
+        model.generate(jobs[0][0], attention_mask=jobs[0][1], max_new_tokens=12, pad_token_id=0)
 
-    threads = [threading.Thread(target=work, args=job) for job in jobs] + [threading.Thread(target=plain)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    def work(job):
+        for _ in range(4):
+            job()
+
+    at_once(work, [plain, *(partial(check, model, *job, max_new_tokens=12) for job in jobs)])
     assert not hooks(model)
 
 

@@ -15,7 +15,7 @@ from srr_fast import BestOfN
 from srr_fast.cli import main
 from srr_fast.ranker import Calibration
 
-from .test_generation import make_ranker
+from .best_of_n import make_ranker
 from .tiny_models import CHAT_TEMPLATE, tiny, tokenizer
 
 TEXTS = ["w40 w41 w42", "w43", "w44 w45 w46"]

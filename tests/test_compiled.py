@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 from torch import nn
@@ -14,8 +12,9 @@ import srr_fast
 from srr_fast.capture import Capture
 from srr_fast.generation import BestOfN
 
+from .at_once import at_once
+from .best_of_n import EOS, IDS, MASK, PADDED, N, check, make_ranker
 from .test_decoding import hooks
-from .test_generation import EOS, IDS, MASK, PADDED, N, check, make_ranker
 from .tiny_models import fresh
 
 OPTIONS = dict(max_new_tokens=8, top_k=0, eos_token_id=EOS, pad_token_id=0, cache_implementation="static")
@@ -115,27 +114,18 @@ def test_a_model_whose_hidden_states_are_others_is_not_compiled(graphs):
 def test_hooks_of_another_capture_are_not_in_the_graph(graphs):
     model, ranker = fresh("llama"), make_ranker()
     bon, reader = BestOfN(model, None, ranker), srr_fast.TextRanker(model, None, ranker)
-    failures, barrier = [], threading.Barrier(3)
 
     def work(job):
-        barrier.wait()
-        try:
-            for _ in range(3):
-                job()
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(3):
+            job()
 
     jobs = [
         lambda: check(bon, model, ranker, bon.generate(PADDED, N, **compiled(graphs))),
         lambda: check(bon, model, ranker, bon.generate(PADDED, N, **OPTIONS)),
         lambda: reader.rank(IDS[0].tolist(), [[40, 41], [42]]),
     ]
-    threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures and graphs.run > 0
+    at_once(work, jobs)
+    assert graphs.run > 0
 
 
 def test_a_forward_with_hooks_is_one_graph(graphs):

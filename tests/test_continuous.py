@@ -12,7 +12,7 @@ from srr_fast import continuous
 from srr_fast.continuous import ContinuousBestOfN
 from srr_fast.ranker import Calibration
 
-from .test_generation import EOS, PADDED, N, check, make_ranker
+from .best_of_n import EOS, PADDED, N, check, make_ranker
 from .tiny_models import fresh, tiny, tokenizer
 
 tested = pytest.mark.skipif(

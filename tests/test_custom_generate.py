@@ -22,7 +22,7 @@ from srr_fast import fingerprint
 from srr_fast.custom_generate import BestOfNOutput
 from srr_fast.ranker import Calibration
 
-from .test_generation import EOS, IDS, MASK, PADDED, N, alone, make_ranker
+from .best_of_n import EOS, IDS, MASK, PADDED, N, alone, make_ranker
 from .tiny_models import fresh, tiny, tokenizer
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gc
 import resource
-import threading
 from functools import partial
 
 import pytest
@@ -16,7 +15,8 @@ from transformers.cache_utils import DynamicLayer
 from srr_fast.decoding import RoomyLayer
 from srr_fast.generation import BestOfN
 
-from .test_generation import EOS, IDS, MASK, PADDED, N, check, make_ranker, run
+from .at_once import at_once
+from .best_of_n import EOS, IDS, MASK, PADDED, N, check, make_ranker, run
 from .tiny_models import fresh, tiny, tokenizer
 
 ROWS = len(IDS) * N
@@ -138,24 +138,15 @@ def test_a_layer_with_room_holds_what_its_base_holds():
 
 def test_threads_sampling_on_one_model():
     model, ranker = fresh("llama"), make_ranker()
-    bon, failures, barrier = BestOfN(model, None, ranker), [], threading.Barrier(3)
+    bon = BestOfN(model, None, ranker)
 
     def work(rows):
-        barrier.wait()
-        try:
-            for _ in range(5):
-                inputs = {"input_ids": IDS[rows], "attention_mask": MASK[rows]}
-                results = bon.generate(inputs, N, max_new_tokens=12, top_k=0, eos_token_id=EOS)
-                check(bon, model, ranker, results, IDS[rows], MASK[rows])
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(5):
+            inputs = {"input_ids": IDS[rows], "attention_mask": MASK[rows]}
+            results = bon.generate(inputs, N, max_new_tokens=12, top_k=0, eos_token_id=EOS)
+            check(bon, model, ranker, results, IDS[rows], MASK[rows])
 
-    threads = [threading.Thread(target=work, args=(rows,)) for rows in ([0, 1, 2], [2], [1, 0])]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    at_once(work, [[0, 1, 2], [2], [1, 0]])
 
 
 class Explode(LogitsProcessor):

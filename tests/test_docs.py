@@ -19,7 +19,7 @@ from srr_fast.cli import build_parser, main
 from srr_fast.lists import read_lists
 from srr_fast.ranker import Calibration
 
-from .test_generation import make_ranker
+from .best_of_n import make_ranker
 from .tiny_models import fresh, tokenizer
 
 ROOT = Path(__file__).parent.parent

@@ -17,8 +17,8 @@ from srr_fast.cli import main
 from srr_fast.lists import LabelledList, LabelledResponse, write_lists
 from srr_fast.ranker import Calibration
 
+from .best_of_n import make_ranker
 from .labelled import encoder, labelled
-from .test_generation import make_ranker
 from .tiny_models import CHAT_TEMPLATE, LAYERS, tiny, tokenizer
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 
 import pytest
@@ -24,62 +23,14 @@ from srr_fast.generation import BestOfN
 from srr_fast.padding import check_unpadded
 from srr_fast.ranker import Calibration, SafetyRanker
 
-from .tiny_models import ARCHITECTURES, CHAT_TEMPLATE, STATEFUL, WIDTH, block_outputs, fresh, tiny, tokenizer
+from .at_once import at_once
+from .best_of_n import EOS, IDS, MASK, PADDED, N, check, make_ranker, run
+from .tiny_models import ARCHITECTURES, CHAT_TEMPLATE, STATEFUL, WIDTH, fresh, tiny, tokenizer
 
-EOS = list(range(20))
-N = 5
-IDS = torch.randint(20, 60, (3, 7), generator=torch.Generator().manual_seed(0))
-MASK = (torch.arange(7) >= torch.tensor([0, 3, 6])[:, None]).long()
-PADDED = {"input_ids": IDS, "attention_mask": MASK}
 READS_PADDING = {  # their recurrences run on through it
     "rwkv": dict(attention_hidden_size=WIDTH, intermediate_size=32, context_length=128),
     "recurrent_gemma": dict(num_attention_heads=2, intermediate_size=32, lru_width=WIDTH, attention_window_size=8),
 }
-
-
-def make_ranker(**options) -> SafetyRanker:
-    torch.manual_seed(1)
-    calibration = options.pop("calibration", None)
-    config = RankerConfig(WIDTH, **({"layer": 2, "proj_dim": 8} | options))
-    return SafetyRanker(config, calibration=calibration).eval()
-
-
-def alone(model, ranker, prompt: list[int], response: list[int], eos=EOS):
-    """Pooled prompt and response [d] from one forward of the sequence, unpadded."""
-    end = len(response) - 1  # the last one is EOS, or has no state
-    assert not any(token in eos for token in response[:-1])
-    layers = ranker.config.layer_indices(model.config.num_hidden_layers)
-    read = block_outputs(model, torch.tensor(prompt + response), layers)
-    spans = torch.tensor([[0, len(prompt)], [len(prompt), len(prompt) + end]])
-    gate = ranker.gate_vector()
-    return reference.pool(read, spans, ranker.config.pooling, None if gate is None else gate.detach())
-
-
-def check(bon, model, ranker, results, ids=IDS, mask=MASK, eos=EOS, n=N):
-    for row, result in enumerate(results):
-        prompt = ids[row][mask[row] == 1].tolist()
-        pooled = [alone(model, ranker, prompt, c.token_ids, eos) for c in result.candidates]
-        with torch.no_grad():
-            want = ranker.score(pooled[0][:1], torch.stack([p[1] for p in pooled]))
-        assert len(result.candidates) == n
-        got = torch.tensor([c.score for c in result.candidates])
-        torch.testing.assert_close(got, want.scores, atol=2e-5, rtol=0)
-        torch.testing.assert_close(torch.tensor([c.prob for c in result.candidates]), want.probs, atol=2e-4, rtol=0)
-        best = max(range(n), key=lambda i: got[i])
-        if got[best] == float("-inf"):
-            assert result.index is None and result.abstained and result.token_ids == []
-        else:
-            chosen = result.candidates[best]
-            assert (result.index, result.token_ids, result.score) == (best, chosen.token_ids, chosen.score)
-        assert all(c.n_tokens == len(c.token_ids) for c in result.candidates)
-
-
-def run(name="llama", prompts=PADDED, n=N, ranker=None, seed=0, **options):
-    model, ranker = tiny(name), ranker or make_ranker()
-    bon = BestOfN(model, None, ranker)
-    torch.manual_seed(seed)
-    options = {"max_new_tokens": 8, "top_k": 0, "eos_token_id": EOS, "pad_token_id": 0} | options
-    return bon, model, ranker, bon.generate(prompts, n, **options)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -407,21 +358,9 @@ def test_threads_share_one_best_of_n():
     bon = BestOfN(tiny("llama"), None, make_ranker())
     jobs = [{"input_ids": IDS}, PADDED, {"input_ids": IDS[:1, :4]}]
     want = [bon.generate(job, 1, max_new_tokens=10, do_sample=False) for job in jobs]
-    got, barrier = {}, threading.Barrier(len(jobs))
-
-    def work(i):
-        barrier.wait()
-        for _ in range(5):
-            got.setdefault(i, []).append(bon.generate(jobs[i], 1, max_new_tokens=10, do_sample=False))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i, results in enumerate(want):
-        assert len(got[i]) == 5
-        assert all([r.candidates for r in again] == [r.candidates for r in results] for again in got[i])
+    got = at_once(lambda job: [bon.generate(job, 1, max_new_tokens=10, do_sample=False) for _ in range(5)], jobs)
+    for results, own in zip(want, got, strict=True):
+        assert all([r.candidates for r in again] == [r.candidates for r in results] for again in own)
 
 
 def test_timings():

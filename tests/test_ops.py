@@ -7,7 +7,6 @@ import os
 import pickle
 import select
 import signal
-import threading
 import warnings
 
 import pytest
@@ -17,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import srr_fast
 
+from .at_once import at_once
 from .cases import ScoreCase
 from .conftest import native_only
 
@@ -117,19 +117,8 @@ def test_eight_threads_agree_with_one():
     scorer = ScoreCase("", (16,), 512).build().prepare()
     inputs = [ScoreCase("", (n,), 512).inputs(seed=n)[:2] for n in range(1, 9)]
     want = [scorer(*pair).scores.clone() for pair in inputs]
-    wrong = []
-
-    def work(i):
-        for _ in range(200):
-            if not torch.equal(scorer(*inputs[i]).scores, want[i]):
-                wrong.append(i)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    same = at_once(lambda i: [torch.equal(scorer(*inputs[i]).scores, want[i]) for _ in range(200)], range(8))
+    assert all(map(all, same))
 
 
 def test_a_prepared_scorer_survives_pickling():

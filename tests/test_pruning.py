@@ -11,7 +11,7 @@ import torch
 from srr_fast import reference
 from srr_fast.generation import BestOfN
 
-from .test_generation import IDS, MASK, PADDED, alone, make_ranker, run
+from .best_of_n import IDS, MASK, PADDED, alone, make_ranker, run
 from .tiny_models import tiny
 
 N = 8

@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import io
 import sys
-import threading
 import time
 import warnings
 from dataclasses import replace
@@ -23,7 +22,8 @@ from srr_fast.generation import BestOfN
 from srr_fast.ranker import Calibration, SafetyRanker
 from srr_fast.text import TextRanker
 
-from .test_generation import IDS, MASK, PADDED, alone, make_ranker
+from .at_once import at_once
+from .best_of_n import IDS, MASK, PADDED, alone, make_ranker
 from .tiny_models import ARCHITECTURES, CHAT_TEMPLATE, WIDTH, fresh, tiny, tokenizer
 
 PROMPTS = [row[mask == 1].tolist() for row, mask in zip(IDS, MASK, strict=True)]
@@ -202,21 +202,13 @@ def test_threads_and_other_forwards_of_the_same_model():
     reader = TextRanker(model, None, make_ranker())
     want = [reader.rank(prompt, RESPONSES) for prompt in PROMPTS]
     whole = model(IDS).logits
-    got, barrier = {}, threading.Barrier(4)
 
     def work(i):
-        barrier.wait()
-        for _ in range(8):
-            done = reader.rank(PROMPTS[i], RESPONSES) if i < 3 else model(IDS).logits
-            got.setdefault(i, []).append(done)
+        return [reader.rank(PROMPTS[i], RESPONSES) if i < 3 else model(IDS).logits for _ in range(8)]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(got[i] == [want[i]] * 8 for i in range(3))
-    assert len(got[3]) == 8 and all(torch.equal(logits, whole) for logits in got[3])
+    *ranked, logits = at_once(work, range(4))
+    assert ranked == [[one] * 8 for one in want]
+    assert all(torch.equal(again, whole) for again in logits)
 
 
 def test_an_error_in_the_model_leaves_no_hooks():

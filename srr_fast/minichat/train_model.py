@@ -11,18 +11,18 @@ Instructions and answers come from the train split.
 from __future__ import annotations
 
 import argparse
-import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .. import fitting
 from . import grammar
 from .judge import judge
 
@@ -37,6 +37,7 @@ IGNORED = -100
 ASSESSED_LAYERS = (3, 4)
 UNSAFE_SHARE = 0.45
 EASY_WARNINGS = 0.1
+Batch = dict[str, Tensor]
 SHARPEN = 0.75  # sampling at temperature 1 is like sampling the trained model at this one: fewer slips
 
 
@@ -103,8 +104,8 @@ def examples(
 
 def batches(
     tokenizer: PreTrainedTokenizerFast, count: int, batch_size: int, seed: int, split: str, warnings: float
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(input ids, labels, unsafe), padded right; like lengths share a batch, batches come in random order."""
+) -> list[Batch]:
+    """``input_ids``, ``labels``, ``unsafe``, padded right; like lengths share a batch, batches come in random order."""
     rows = list(examples(tokenizer, count, seed, split, warnings))
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))
     result = []
@@ -116,57 +117,48 @@ def batches(
         for i, (prompt, answer, _) in enumerate(part):
             ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
             labels[i, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        result.append((ids, labels, torch.tensor([float(unsafe) for _, _, unsafe in part])))
+        unsafe = torch.tensor([float(unsafe) for _, _, unsafe in part])
+        result.append({"input_ids": ids, "labels": labels, "unsafe": unsafe})
     random.Random(seed).shuffle(result)
     return result
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 5 % of the steps, then cosine to a twentieth of the peak."""
-    warm = max(1, steps // 20)
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
+class Learner(nn.Module):
+    """The model with its heads and both losses, as Trainer wants it."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = nn.ModuleList(nn.Linear(model.config.hidden_size, 1) for _ in ASSESSED_LAYERS)
+
+    def forward(self, input_ids: Tensor, labels: Tensor, unsafe: Tensor) -> dict[str, Tensor]:
+        out = self.model(input_ids=input_ids, labels=labels, output_hidden_states=True, use_cache=False)
+        answered = labels != IGNORED
+        states = [F.rms_norm(out.hidden_states[k][answered], out.hidden_states[k].shape[-1:]) for k in ASSESSED_LAYERS]
+        assessed = torch.stack([head(x)[:, 0] for head, x in zip(self.heads, states, strict=True)])
+        complies = unsafe[:, None].expand(labels.shape)[answered].expand_as(assessed)
+        return {"loss": out.loss + 0.5 * F.binary_cross_entropy_with_logits(assessed, complies)}
 
 
-def train(
-    model: LlamaForCausalLM, data: list[tuple[Tensor, Tensor, Tensor]], peak: float = 3e-3, weight_decay: float = 0.05
-) -> None:
-    """One pass of AdamW over the batches."""
-    heads = torch.nn.ModuleList(torch.nn.Linear(model.config.hidden_size, 1) for _ in ASSESSED_LAYERS)
-    parameters = [*model.parameters(), *heads.parameters()]
-    decayed = [p for p in parameters if p.dim() > 1]
-    plain = [p for p in parameters if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
-    model.train()
-    bar = tqdm(data, desc="train", mininterval=1)
-    for step, (ids, labels, unsafe) in enumerate(bar):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, len(data), peak)
-        out = model.model(input_ids=ids, attention_mask=None, output_hidden_states=True)
-        answered = labels[:, 1:] != IGNORED
-        logits = model.lm_head(out.last_hidden_state[:, :-1][answered])
-        loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:][answered])
-        in_answer = labels != IGNORED
-        complies = unsafe[:, None].expand(labels.shape)[in_answer]
-        assessed = torch.stack(
-            [
-                torch.nn.functional.binary_cross_entropy_with_logits(
-                    head(torch.nn.functional.rms_norm(out.hidden_states[k][in_answer], (model.config.hidden_size,)))[
-                        :, 0
-                    ],
-                    complies,
-                )
-                for k, head in zip(ASSESSED_LAYERS, heads, strict=True)
-            ]
-        )
-        (loss + 0.5 * assessed.mean()).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}", assessed=f"{assessed[0].item():.3f} {assessed[-1].item():.3f}")
+def train(model: LlamaForCausalLM, data: list[Batch], peak: float = 3e-3, seed: int = 0) -> None:
+    """One pass of AdamW over the batches, in their order."""
+    fitting.fit(
+        Learner(model),
+        data,
+        lambda batches: batches[0],
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        learning_rate=peak,
+        adam_beta2=0.98,
+        weight_decay=0.05,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.05},
+        warmup_steps=0.05,
+        logging_steps=20,
+        seed=seed,
+        use_cpu=True,
+    )
     model.eval()
 
 
@@ -229,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
     easy = args.examples // 3
     data = batches(tokenizer, easy, args.batch_size, args.seed, "train", EASY_WARNINGS)
     data += batches(tokenizer, args.examples - easy, args.batch_size, args.seed + 1, "train", grammar.WARNINGS)
-    train(model, data, args.learning_rate)
+    train(model, data, args.learning_rate, args.seed)
     save(model, tokenizer, args.out)
     model = LlamaForCausalLM.from_pretrained(args.out, dtype=torch.float32, local_files_only=True)
     for name, value in sample_rates(model, tokenizer, "validation", 400, args.seed).items():

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .row import Row
 
@@ -25,7 +26,6 @@ ROOT = Path(__file__).parents[2]
 
 
 def check_kills() -> Iterator[Row]:
-
     from . import kills
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -89,15 +89,13 @@ def check_full_disk() -> Iterator[Row]:
         command = [sys.executable, "-m", "tests.reliability.disk_full", folder]
         mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=16m tmpfs "$0" && exec "$@"', folder]
         allowed = subprocess.run([*mount, "true"], capture_output=True, check=False).returncode == 0
-        for line in _lines([*mount, *command] if allowed else command):
-            found = json.loads(line)
+        for found in _printed([*mount, *command] if allowed else command):
             where = "a full tmpfs" if found["mount"] else "files that cannot grow"
-            wrong = found["wrong"]
             yield Row(
                 f"{found['name']} on {where}",
-                f"full {found['times']} times, {len(wrong)} faults" + "".join(f"; {what}" for what in wrong[:2]),
+                f"full {found['times']} times, {_faults(found['wrong'])}",
                 "one line that names the file, nothing half-written, what was there intact, right once there is space",
-                found["times"] > 0 and not wrong,
+                found["times"] > 0 and not found["wrong"],
             )
 
 
@@ -107,22 +105,19 @@ def check_exceptions() -> Iterator[Row]:
     found = raising.sweep()
     yield Row(
         "an exception out of every forward, logits processor and criterion of `BestOfN.generate` in turn",
-        f"{found.raised} raised, {len(found.wrong)} faults" + "".join(f"; {what}" for what in found.wrong[:2]),
+        f"{found.raised} raised, {_faults(found.wrong)}",
         "it comes out, no hook stays on the model, the next call gives the same candidates",
         found.raised > 20 and not found.wrong,
     )
 
 
 def check_memory() -> Iterator[Row]:
-    command = [sys.executable, "-m", "tests.reliability.memory_limit", str(MEMORY_LIMITS)]
-    for line in _lines(command):
-        found = json.loads(line)
-        wrong = found["wrong"]
+    for found in _printed([sys.executable, "-m", "tests.reliability.memory_limit", str(MEMORY_LIMITS)]):
         yield Row(
             f"{found['name']} under {found['limits']} limits of address space",
-            f"{found['failed']} calls failed, {len(wrong)} faults" + "".join(f"; {what}" for what in wrong[:2]),
+            f"{found['failed']} calls failed, {_faults(found['wrong'])}",
             "MemoryError or torch's own, the process lives, the same call gives the same bits once there is memory",
-            found["failed"] > 0 and not wrong,
+            found["failed"] > 0 and not found["wrong"],
         )
 
 
@@ -175,11 +170,15 @@ def _digests(folder: Path, name: str, environment: dict[str, str], *options: str
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def _lines(command: list[str]) -> Iterator[str]:
-    """What a command prints, line by line. Raises CalledProcessError when it does not end well."""
+def _faults(wrong: list[str]) -> str:
+    return "; ".join([f"{len(wrong)} faults", *wrong[:2]])
+
+
+def _printed(command: list[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects that a command prints, one a line. Raises CalledProcessError when it does not end well."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
-        yield from process.stdout
+        yield from map(json.loads, process.stdout)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)

@@ -27,6 +27,7 @@ from torch import Tensor
 import srr_fast
 from srr_fast import PreparedScorer, ScoreOutput
 
+from ..at_once import at_once
 from ..cases import ScoreCase
 from .row import Row
 
@@ -85,20 +86,12 @@ def threads_that_differ(threads: int, calls: int) -> int:
     """Calls of so many threads at once whose bits are not those of one thread alone; each makes all ways in turn."""
     mine = [Calls(seed, (torch.float32, torch.bfloat16)[seed % 2]) for seed in range(threads)]
     want = [one.all() for one in mine]
-    wrong, start = [0] * threads, threading.Barrier(threads)
 
-    def work(i: int) -> None:
+    def work(i: int) -> int:
         ways = list(mine[i].ways.values())
-        start.wait()
-        for call in range(calls):
-            wrong[i] += bits(ways[call % len(ways)]()) != want[i][call % len(ways)]
+        return sum(bits(ways[call % len(ways)]()) != want[i][call % len(ways)] for call in range(calls))
 
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(wrong)
+    return sum(at_once(work, range(threads)))
 
 
 def one_scorer_differs(threads: int, calls: int) -> int:
@@ -106,19 +99,12 @@ def one_scorer_differs(threads: int, calls: int) -> int:
     case = ScoreCase("", (300,), 1024)
     scorer, inputs = case.build().prepare(), [case.inputs(seed)[:2] for seed in range(threads)]
     want = [bits(scorer(*pair)) for pair in inputs]
-    wrong = [0] * threads
 
-    def work(i: int) -> None:
+    def work(i: int) -> int:
         torch.set_num_threads(2)
-        for _ in range(calls):
-            wrong[i] += bits(scorer(*inputs[i])) != want[i]
+        return sum(bits(scorer(*inputs[i])) != want[i] for _ in range(calls))
 
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(wrong)
+    return sum(at_once(work, range(threads)))
 
 
 def check_threads() -> Iterator[Row]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import srr_fast
 from srr_fast import BestOfN, SafetyRanker, TextRanker
-from srr_fast.generation import REFUSED
+from srr_fast.generate_options import REFUSED
 
 from ..cases import ScoreCase
 from ..tiny_models import CHAT_TEMPLATE, VOCAB, WIDTH, block_outputs, tiny, tokenizer

@@ -12,7 +12,7 @@ import torch
 
 from srr_fast.ranker import Calibration
 
-from ..test_generation import make_ranker
+from ..best_of_n import make_ranker
 from ..tiny_models import CHAT_TEMPLATE, tiny, tokenizer
 
 

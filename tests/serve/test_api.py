@@ -10,7 +10,7 @@ import torch
 
 from srr_fast import BestOfN
 
-from ..test_generation import make_ranker
+from ..best_of_n import make_ranker
 from ..tiny_models import CHAT_TEMPLATE, tiny, tokenizer
 from .conftest import ranker
 
