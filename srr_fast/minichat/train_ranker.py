@@ -2,8 +2,9 @@
 """Train minichat's safety ranker: ``python -m srr_fast.minichat.train_ranker --out DIR``.
 
 Samples answers from the language model, labels every answer with the judge, and fits a :class:`SafetyRanker` to the
-states as ``srr-fast train`` does. Both scopes are trained; the one with the higher within-list AUC on validation lists
-is saved, ``pair`` unless ``list`` is better by more than ``--margin``.
+states as ``srr-fast train --objective pointwise`` does: labels are exact and thousands, and scores of different prompts
+must be comparable, of which harmless ones have one label only. Both scopes are trained; the one with the higher
+within-list AUC on validation lists is saved, ``pair`` unless ``list`` is better by more than ``--margin``.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     data = lists("train", args.instructions, args.seed)
     validation = lists("validation", max(args.instructions // 4, 1), args.seed + 1)
     test = lists("test", max(args.instructions // 2, 1), args.seed + 2)
-    options = TrainingOptions(seed=args.seed)
+    options = TrainingOptions(objective="pointwise", seed=args.seed)
     rankers = {
         scope: train(config, data.examples(), validation.examples(), options).ranker
         for scope, config in configs.items()
