@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from . import fitting
+from . import trainer
 from .extras import require
 from .guards import Classifier, Guard
 from .judges import refuses
@@ -221,7 +221,7 @@ class CrossEncoder(Baseline):
         ]
         collate = DataCollatorWithPadding(self.classifier.tokenizer)
         options = dict(logging_strategy="no", train_sampling_strategy="group_by_length", **self.options)
-        fitting.fit(model, rows, collate, **options)
+        trainer.fit(model, rows, collate, **options)
         model.eval()
 
     def score(self, lists: Sequence[LabelledList]) -> Array:

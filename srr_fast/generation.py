@@ -24,11 +24,11 @@ from . import beams, decoding
 from .capture import Capture, Generated
 from .checks import check_tensor
 from .decoder import states_to_read
-from .fitted import Fitted
 from .generate_options import Options
 from .padding import check_unpadded
 from .prompts import encode
 from .pruning import Pruner, Schedule, check_schedule
+from .ranked_model import RankedModel
 from .ranker import SafetyRanker
 
 
@@ -84,7 +84,7 @@ class BestOfNResult:
     timings: Timings
 
 
-class BestOfN(Fitted):
+class BestOfN(RankedModel):
     """Samples n responses to a prompt and chooses the safest by the model's own hidden states.
 
     model:     a decoder-only transformers model with ``generate``.

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import prompts
 from .backbone import is_encoder, most_tokens
-from .fitted import Fitted
 from .forced import BATCH_TOKENS, TruncatedForward, pool_given, pool_readings, progress_bar
+from .ranked_model import RankedModel
 from .ranker import SafetyRanker
 from .reading import Reader
 
@@ -37,7 +37,7 @@ class RankedResponse:
     text: str | None
 
 
-class TextRanker(Fitted):
+class TextRanker(RankedModel):
     """Ranks given responses by the model's own hidden states, or by an encoder's.
 
     model:     a decoder-only transformers model with ``generate``, or an encoder such as BERT; in eval mode, not

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import fitting
+from . import trainer
 from .config import RankerConfig
 from .examples import Examples, Standardisation
 from .extras import require
@@ -246,11 +246,11 @@ def _fit(pupil: _Pupil, data: _Lists | _Drawn, val: Examples, options: TrainingO
             assert held_out is not None
             return torch.utils.data.DataLoader(held_out.numbers, batch_size=len(held_out.rows), collate_fn=held_out)
 
-    return fitting.fit(
+    return trainer.fit(
         pupil,
         data.numbers,
         data,
-        trainer=ListTrainer,
+        kind=ListTrainer,
         **data.passes,
         **stopping,
         per_device_train_batch_size=data.batch,

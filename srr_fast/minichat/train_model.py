@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .. import fitting
+from .. import trainer
 from . import grammar
 from .judge import judge
 
@@ -142,7 +142,7 @@ class Learner(nn.Module):
 
 def train(model: LlamaForCausalLM, data: list[Batch], peak: float = 3e-3, seed: int = 0) -> None:
     """One pass of AdamW over the batches, in their order."""
-    fitting.fit(
+    trainer.fit(
         Learner(model),
         data,
         lambda batches: batches[0],

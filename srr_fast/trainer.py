@@ -19,7 +19,7 @@ def fit(
     rows: Any,
     collate: Callable[[list[Any]], Any],
     *,
-    trainer: type[Trainer] | None = None,
+    kind: type[Trainer] | None = None,
     held_out: Any = None,
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
@@ -27,7 +27,7 @@ def fit(
     """Train a module in place.
 
     module:    its forward takes what ``collate`` makes of some of the rows, and returns a dict with the ``loss``.
-    trainer:   a class of its own. held_out: its ``eval_dataset``. arguments: of ``TrainingArguments``.
+    kind:      of Trainer. held_out: its ``eval_dataset``. arguments: of ``TrainingArguments``.
 
     Returns what Trainer logged, a dict per entry.
     """
@@ -42,7 +42,7 @@ def fit(
         "disable_tqdm": not sys.stderr.isatty(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        made = (trainer or Trainer)(
+        made = (kind or Trainer)(
             module,
             TrainingArguments(folder, **(defaults | arguments)),
             data_collator=collate,

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Fitted:
-    """The base of :class:`BestOfN` and :class:`TextRanker`; ``op`` begins its messages.
+class RankedModel:
+    """The base of :class:`BestOfN` and :class:`TextRanker`.
 
-    The ranker is read once. ``layers`` are the modules to read, in the order of its config. Warns when the ranker's
-    fingerprint is not the model's.
+    op: begins its messages. The ranker is read once; ``layers`` are the modules to read, in the order of its config.
+    Warns when the ranker's fingerprint is not the model's.
     Raises TypeError or ValueError for a tokenizer or ranker that is none, or a ranker that cannot read the model.
     """
 
