@@ -82,6 +82,6 @@ def test_answers_that_do_not_come_are_an_error():
 
 @pytest.mark.parametrize("version", ["5.22.2", "5.24.0"])
 def test_another_version_is_refused(version, monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr(continuous.transformers, "__version__", version)
     with pytest.raises(ImportError, match=rf"wants transformers 5\.23, got {version}"):
         ContinuousBestOfN(tiny("llama"), None, make_ranker())
