@@ -66,8 +66,8 @@ def check_ray_kills() -> Iterator[Row]:
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         if attempt < 3:
-            _until(lambda: (folder / "out" / ".lock").exists(), 120)
-            time.sleep(rng.uniform(0, 25))
+            _until_there(folder / "out", attempt + 1, process)
+            time.sleep(rng.uniform(0, 0.5))
             process.kill()
         process.wait(timeout=400)
         hits += process.returncode == -signal.SIGKILL
@@ -78,10 +78,11 @@ def check_ray_kills() -> Iterator[Row]:
     shutil.rmtree(folder)
 
 
-def _until(done: object, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not done() and time.monotonic() < end:  # type: ignore[operator]
-        time.sleep(0.1)
+def _until_there(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    """Waits for so many files of results: a run that is over cannot be killed."""
+    end = time.monotonic() + 120
+    while process.poll() is None and len(list(folder.glob("[!.]*"))) < count and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def check_full_disk() -> Iterator[Row]:

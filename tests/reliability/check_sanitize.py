@@ -83,7 +83,7 @@ def check_extension() -> Iterator[Row]:
     libraries = [run("g++", f"-print-file-name={name}").stdout.strip() for name in ("libasan.so", "libstdc++.so")]
     tests = run(
         *(sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k", "not compile and not graph"),
-        *(f"tests/test_{name}.py" for name in ("pool", "score", "ops")),
+        *(f"tests/test_{name}.py" for name in ("pool", "score", "score_range", "score_bits", "score_arguments", "ops")),
         cwd=folder,
         LD_PRELOAD=" ".join(libraries),
         ASAN_OPTIONS="detect_leaks=0",
