@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Literal, TextIO
 
 import torch
 from rich.console import Console
@@ -21,12 +21,10 @@ from tqdm import tqdm
 
 from . import _native, minichat, reference
 from .generation import BestOfN, BestOfNResult
+from .loading import load_causal
 from .minichat import grammar
 from .minichat.judge import judge, parse_instruction
 from .ranker import SafetyRanker
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HARMFUL_SHARE = 0.8
 BATCH = 4
@@ -56,7 +54,7 @@ class Demo:
             lm, tokenizer, self.ranker = minichat.load()
         else:
             assert ranker is not None
-            lm, tokenizer = load_hub_model(model)
+            lm, tokenizer = load_causal(model)
             self.ranker = SafetyRanker.from_pretrained(ranker)
         self.best_of_n = BestOfN(lm, tokenizer, self.ranker)
 
@@ -162,15 +160,6 @@ class Demo:
         )
         self.console.print(compare_backends(self.ranker, self.n), soft_wrap=True)
         self.console.print(f"Backend used: {backend(self.ranker)}.")
-
-
-def load_hub_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in its own dtype, on the GPU where there is one, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", trust_remote_code=False)
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def describe(ranker: SafetyRanker) -> str:

@@ -9,6 +9,7 @@ of that forward.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,7 +31,7 @@ _steady = 0  # forwards that may be traced now
 _changes = 0  # that wait or are made; new forwards wait for them
 
 
-class LayerListener:
+class LayerListener(ABC):
     """Hears what some layers give; a context manager.
 
     layers: whose outputs :meth:`heard` gets, in this order, as soon as a forward has called all of them.
@@ -58,9 +59,9 @@ class LayerListener:
         """Hear no more."""
         remove_hooks(self._handles)
 
+    @abstractmethod
     def heard(self, parts: list[Tensor]) -> None:
         """States [rows, T, d] of each layer."""
-        raise NotImplementedError
 
     def _observe(self, slot: int, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_dynamo_compiling() or _listening.get() is not self:

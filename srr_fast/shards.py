@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 
 from . import checkpoint, minichat
-from .cli_text import answer, load, prompt_of, result_rows, text_of
+from .answers import answer, prompt_of, result_rows, text_of
 from .generation import BestOfN
+from .loading import load
 from .text import TextRanker
 
 MANIFEST = "job.json"

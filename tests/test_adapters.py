@@ -14,7 +14,7 @@ import warnings
 import pytest
 
 from srr_fast.adapters import FORMATS
-from srr_fast.cli import main
+from srr_fast.cli.command import main
 from srr_fast.lists import LabelledResponse, read_lists
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from srr_fast import BestOfN
-from srr_fast.cli import main
+from srr_fast.cli.command import main
 from srr_fast.ranker import Calibration
 
 from .best_of_n import make_ranker

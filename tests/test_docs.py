@@ -15,7 +15,7 @@ import transformers
 from transformers import dynamic_module_utils
 
 from srr_fast import continuous
-from srr_fast.cli import build_parser, main
+from srr_fast.cli.command import build_parser, main
 from srr_fast.lists import read_lists
 from srr_fast.ranker import Calibration
 

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from srr_fast.cli import main
+from srr_fast.cli.command import main
 from srr_fast.extract import extract
 from srr_fast.generation import BestOfN
 from srr_fast.ranker import Calibration

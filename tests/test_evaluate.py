@@ -13,7 +13,7 @@ import pytest
 
 from srr_fast import RankerConfig, SafetyRanker, evaluate, fingerprint, metrics, report, summary
 from srr_fast.backbone import load_backbone
-from srr_fast.cli import main
+from srr_fast.cli.command import main
 from srr_fast.lists import LabelledList, LabelledResponse, write_lists
 from srr_fast.ranker import Calibration
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from srr_fast import backbone
-from srr_fast.cli import main
+from srr_fast.cli.command import main
 from srr_fast.decoder import decoder_layers
 from srr_fast.extract import Features, extract
 from srr_fast.lists import LabelledList, write_lists

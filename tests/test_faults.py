@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from srr_fast import checkpoint, minichat
-from srr_fast.cli import main
+from srr_fast.cli.command import main
 from srr_fast.ray_shards import run
 from srr_fast.shards import Job
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from srr_fast import judges, minichat
 from srr_fast.adapters import FORMATS
-from srr_fast.cli import main
+from srr_fast.cli.command import main
 from srr_fast.lists import LabelledList, LabelledResponse, read_lists
 from srr_fast.minichat.grammar import sample_instruction
 from srr_fast.minichat.judge import judge

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from srr_fast import RankerConfig, SafetyRanker
-from srr_fast.cli import main
+from srr_fast.cli.command import main
 from srr_fast.examples import Examples, Standardisation
 from srr_fast.examples import labelled as of_split
 from srr_fast.extract import extract
@@ -293,7 +293,9 @@ def test_faults_leave_nothing_behind(command, folder, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from srr_fast import cli, cli_train, shard_store, train, extract
+from pathlib import Path
+from srr_fast import shard_store, train, extract
+from srr_fast.cli.command import main
 extract.SHARD_TOKENS = 256
 left = int(sys.argv[2])
 owner, name = {
@@ -302,13 +304,13 @@ owner, name = {
 whole = getattr(owner, name)
 def spied(*args):
     global left
-    if name != "replace" or args[1] == cli_train.Path(sys.argv[-1]):
+    if name != "replace" or args[1] == Path(sys.argv[-1]):
         left -= 1
         if left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
     return whole(*args)
 setattr(owner, name, spied)
-cli.main(sys.argv[3:])
+main(sys.argv[3:])
 """
 
 

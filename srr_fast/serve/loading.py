@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from .. import minichat
-from ..cli_text import load
+from ..loading import load
 from .engine import Engine
 from .settings import Settings
 

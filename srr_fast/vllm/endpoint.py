@@ -18,7 +18,7 @@ from fastapi import FastAPI, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .. import prompts
-from ..cli_text import answer
+from ..answers import answer
 from ..generation import Timings
 from ..ranker import SafetyRanker
 from . import recipe, version

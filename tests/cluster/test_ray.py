@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from srr_fast import minichat
-from srr_fast.cli import main
+from srr_fast.cli.command import main
 from srr_fast.lists import LabelledList, LabelledResponse, write_lists
 from srr_fast.ray_shards import run
 from srr_fast.shards import Job
@@ -34,7 +34,7 @@ INIT = """
 import ray, sys
 ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
 """
-RANK = INIT + "from srr_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+RANK = INIT + "from srr_fast.cli.command import main; sys.exit(main(sys.argv[1:]))"
 EXTRACT = "import srr_fast.extract; srr_fast.extract.SHARD_TOKENS = 4096\n" + RANK
 SERVE = INIT + (
     "from ray import serve; from srr_fast.serve import ray_app\n"

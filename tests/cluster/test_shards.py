@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from srr_fast import BestOfN, minichat
-from srr_fast.cli import main
+from srr_fast.cli.command import main
 from srr_fast.ray_shards import run
 from srr_fast.shards import Job, Worker
 

@@ -348,7 +348,7 @@ def untrusted_calls() -> list[str]:
 LOADERS = {
     "load_backbone": "from srr_fast.backbone import load_backbone as f; f(m)",
     "guards.load_guard": "from srr_fast.guards import load_guard as f; f(m)",
-    "demo.load_hub_model": "from srr_fast.demo import load_hub_model as f; f(m)",
+    "load_causal": "from srr_fast.loading import load_causal as f; f(m)",
 }
 
 

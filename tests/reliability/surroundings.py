@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from srr_fast import cli
+from srr_fast.cli import command as cli
 
 from . import kills
 

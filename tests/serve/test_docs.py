@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from srr_fast.cli import build_parser
+from srr_fast.cli.command import build_parser
 
 from ..test_docs import blocks
 from .conftest import listening

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from srr_fast.cli import main
+from srr_fast.cli.command import main
 
 LIST = {"query": "w30 w31", "documents": ["w40 w41", "w43"]}
 TOKEN = "a-token-that-is-long-enough"

@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapters import FORMATS
-from .lists import LabelledList, read_lists, write_lists
+from ..adapters import FORMATS
+from ..lists import LabelledList, read_lists, write_lists
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,14 +52,14 @@ def _convert(args: argparse.Namespace) -> None:
 def _sample(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from . import judges, minichat
-    from .demo import load_hub_model
-    from .sample import sample
+    from .. import judges, minichat
+    from ..loading import load_causal
+    from ..sample import sample
 
     logging.disable_progress_bar()
     instructions = read_instructions(args.instructions)
     judge = judges.load(args.judge)
-    model, tokenizer = load_hub_model(args.model) if args.model else minichat.load_model()
+    model, tokenizer = load_causal(args.model) if args.model else minichat.load_model()
     rows = sample(
         model,
         tokenizer,
@@ -79,7 +79,7 @@ def read_instructions(path: str) -> list[LabelledList]:
     name = Path(path).name
     if ".jsonl" in Path(path).suffixes:
         return read_lists(path)
-    from .cli_text import read
+    from .texts import read
 
     texts = read(path, lambda value: value if isinstance(value, str) and value.strip() else None)
     return [LabelledList(text, (), f"{name}-{number}", name) for number, text in enumerate(texts)]

@@ -27,8 +27,8 @@ def add_actors(group: Any) -> None:
 def run(args: argparse.Namespace, **options: Any) -> None:
     """options: of :class:`srr_fast.shards.Job`."""
     check_actors(args)
-    from .ray_shards import run
-    from .shards import Job
+    from ..ray_shards import run
+    from ..shards import Job
 
     source, out = args.ray
     run(Job(source, out, args.model, args.ranker, **options), args.actors, gpus=args.actor_gpus)

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import NoReturn
 
-from . import cli_eval, cli_extract, cli_lists, cli_serve, cli_shards, cli_train
+from . import evaluate, extract, lists, serve, shards, train
 
 FORMATS = ("text", "json", "jsonl")
 
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     rank.add_argument("--top-k", type=_positive, metavar="K", help="results to print; default: all")
     rank.add_argument("--format", choices=FORMATS, default="text", help="of the output (%(default)s)")
-    cli_shards.add_options(rank)
+    shards.add_options(rank)
     rank.set_defaults(run=_rank, parser=rank)
 
     generate = commands.add_parser("generate", help="answer prompts with the safest of N samples")
@@ -74,17 +74,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--format", choices=FORMATS, default="text", help="of the output (%(default)s)")
-    cli_shards.add_options(generate)
+    shards.add_options(generate)
     generate.set_defaults(run=_generate, parser=generate)
 
-    cli_lists.add(commands)
-    cli_extract.add(commands)
-    cli_train.add(commands)
-    cli_eval.add(commands)
-    serve = commands.add_parser("serve", help="answer over HTTP: rerank, chat completions, a page")
-    _add_model(serve)
-    cli_serve.add_options(serve)
-    serve.set_defaults(run=_serve, parser=serve)
+    lists.add(commands)
+    extract.add(commands)
+    train.add(commands)
+    evaluate.add(commands)
+    server = commands.add_parser("serve", help="answer over HTTP: rerank, chat completions, a page")
+    _add_model(server)
+    serve.add_options(server)
+    server.set_defaults(run=_serve, parser=server)
 
     env = commands.add_parser("env", help="versions, what was built and what was not")
     env.set_defaults(run=_env, parser=env)
@@ -120,7 +120,7 @@ def _check_model(args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     _check_model(args)
-    from .demo import Demo
+    from ..demo import Demo
 
     Demo(args.model, args.ranker, n=args.n, seed=args.seed, max_new_tokens=args.max_new_tokens).run(
         prompts=args.prompts, texts=args.prompt, tables=args.tables
@@ -132,10 +132,10 @@ def _rank(args: argparse.Namespace) -> None:
     if (args.ray is None) == (args.instruction is None or args.candidates is None):
         args.parser.error("wants either --instruction and --candidates, or --ray")
     if args.ray:
-        return cli_shards.run(args, top_k=args.top_k)
-    from . import cli_text
+        return shards.run(args, top_k=args.top_k)
+    from . import texts
 
-    cli_text.rank(args.model, args.ranker, args.instruction, args.candidates, args.top_k, args.format)
+    texts.rank(args.model, args.ranker, args.instruction, args.candidates, args.top_k, args.format)
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -144,13 +144,14 @@ def _generate(args: argparse.Namespace) -> None:
         args.parser.error("wants either PROMPT..., --input FILE|- or --ray")
     options = {name: getattr(args, name) for name in ("n", "min_safety", "fallback", "prune", "max_new_tokens")}
     if args.ray:
-        return cli_shards.run(args, sampling=options, seed=args.seed)
-    from . import cli_text
+        return shards.run(args, sampling=options, seed=args.seed)
+    from ..answers import prompt_of
+    from . import texts
 
-    cli_text.generate(
+    texts.generate(
         args.model,
         args.ranker,
-        args.prompts or cli_text.read(args.input, cli_text.prompt_of),
+        args.prompts or texts.read(args.input, prompt_of),
         args.format,
         args.seed,
         **options,
@@ -159,11 +160,11 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _serve(args: argparse.Namespace) -> None:
     _check_model(args)
-    cli_serve.run(args)
+    serve.run(args)
 
 
 def _env(args: argparse.Namespace) -> int | None:
-    from . import env
+    from .. import env
 
     return env.main()
 
@@ -194,7 +195,3 @@ def _tokens_and_share(text: str) -> tuple[int, float]:
         return int(tokens), float(share)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be TOKENS:SHARE, like 32:0.5, got {text!r}") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

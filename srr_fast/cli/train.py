@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .lists import LabelledList
+    from ..lists import LabelledList
 
 LAYERS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
 
@@ -68,15 +68,15 @@ def add(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from . import evaluate, fingerprint, report
-    from .backbone import is_encoder, load_backbone
-    from .checkpoint import replace
-    from .config import RankerConfig
-    from .examples import Examples, labelled
-    from .extract import extract
-    from .extras import require
-    from .lists import read_lists
-    from .train import TrainingOptions, train
+    from .. import evaluate, fingerprint, report
+    from ..backbone import is_encoder, load_backbone
+    from ..checkpoint import replace
+    from ..config import RankerConfig
+    from ..examples import Examples, labelled
+    from ..extract import extract
+    from ..extras import require
+    from ..lists import read_lists
+    from ..train import TrainingOptions, train
 
     logging.disable_progress_bar()
     for module in ("matplotlib", "accelerate"):

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from .serve.settings import TOKEN_VARIABLE, Settings, token_from_environment
+from ..serve.settings import TOKEN_VARIABLE, Settings, token_from_environment
 
 # Option -> the field of Settings it sets, and its help; defaults are those of Settings.
 OPTIONS = {
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
         import torch
         import uvicorn
 
-        from .serve.app import create_app
-        from .serve.loading import load_engine
+        from ..serve.app import create_app
+        from ..serve.loading import load_engine
     except ModuleNotFoundError as error:
         raise ImportError(f"serve: {error.name} is not installed; pip install 'srr_fast[serve]'") from error
     # Texts are short and many: a request's own threads would only wait for those of the others, and for the event loop.
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _run_ray(args: argparse.Namespace, options: dict[str, Any], token: str | None) -> None:
     try:
-        from .serve import ray_app
+        from ..serve import ray_app
     except ModuleNotFoundError as error:
         raise ImportError(f"serve: {error.name} is not installed; pip install 'srr_fast[ray]'") from error
     options |= {

@@ -4,22 +4,18 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
-from . import minichat
-from .backbone import load_backbone
-from .generation import BestOfN, BestOfNResult
-from .ranker import SafetyRanker
-from .text import RankedResponse
-
-Prompt = str | list[Mapping[str, Any]]
+from .. import minichat
+from ..answers import Prompt, answer, result_rows, text_of
+from ..backbone import load_backbone
+from ..generation import BestOfN, BestOfNResult
+from ..loading import load
 
 
 def rank(
@@ -93,73 +89,11 @@ def read(path: str, item: Callable[[Any], Any]) -> list[Any]:
     return items
 
 
-def text_of(value: Any) -> str | None:
-    """A candidate: a string or ``{"text": ...}``."""
-    value = value.get("text") if isinstance(value, Mapping) else value
-    return value if isinstance(value, str) else None
-
-
-def prompt_of(value: Any) -> Prompt | None:
-    """A prompt: a string, ``{"prompt": ...}``, ``{"messages": [...]}`` or the list of messages itself."""
-    if isinstance(value, Mapping):
-        value = value.get("prompt", value.get("messages"))
-    messages = isinstance(value, list) and all(
-        isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in value
-    )
-    return value if isinstance(value, str) or (messages and value) else None
-
-
-def load(
-    model: str | None, ranker: str | None, load_model: Callable[[str], tuple[Any, Any]] | None = None
-) -> tuple[Any, Any, SafetyRanker]:
-    """Model, tokenizer and ranker by hub id or folder; None is minichat's. load_model: default, causal models only."""
-    logging.disable_progress_bar()
-    if model is None or ranker is None:
-        return minichat.load()
-    from .demo import load_hub_model
-
-    scorer = SafetyRanker.from_pretrained(ranker)
-    return *(load_model or load_hub_model)(model), scorer
-
-
 def _answers(
     bon: BestOfN, prompts: Sequence[Prompt], options: dict[str, Any]
 ) -> Iterator[tuple[Prompt, BestOfNResult]]:
     for prompt in prompts:
         yield prompt, bon.generate(prompt, **options)[0]
-
-
-def result_rows(ranked: Sequence[RankedResponse]) -> list[dict[str, Any]]:
-    """Ranked responses as JSON has them."""
-    return [{"index": r.index, **_numbers(r.score, r.prob, r.safety), "document": r.text} for r in ranked]
-
-
-def answer(prompt: Prompt, result: BestOfNResult) -> dict[str, Any]:
-    """The answer to a prompt, and its candidates, as JSON has them."""
-    return {
-        "prompt": prompt,
-        "text": result.text,
-        "index": result.index,
-        **_numbers(result.score, result.prob, result.safety),
-        "abstained": result.abstained,
-        "candidates": [
-            {
-                "index": i,
-                **_numbers(c.score, c.prob, c.safety),
-                "document": c.text,
-                "n_tokens": c.n_tokens,
-                "pruned": c.pruned,
-            }
-            for i, c in enumerate(result.candidates)
-        ],
-        "timings": result.timings._asdict(),
-    }
-
-
-def _numbers(score: float | None, prob: float | None, safety: float | None) -> dict[str, float | None]:
-    """null for the score of a candidate that is out: JSON has no infinity."""
-    out = score is None or not math.isfinite(score)
-    return {"relevance_score": None if out else score, "prob": prob, "safety": safety}
 
 
 def _json(path: str, parts: Sequence[str], *, must: bool) -> Any:

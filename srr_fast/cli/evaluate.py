@@ -41,11 +41,11 @@ def add(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from . import evaluate, fingerprint, minichat, report
-    from .backbone import load_backbone
-    from .extras import require
-    from .lists import read_lists
-    from .ranker import SafetyRanker
+    from .. import evaluate, fingerprint, minichat, report
+    from ..backbone import load_backbone
+    from ..extras import require
+    from ..lists import read_lists
+    from ..ranker import SafetyRanker
 
     logging.disable_progress_bar()
     names = [] if args.baselines == ["none"] else args.baselines

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import cli_shards
+from . import shards
 
 
 def add(commands: Any) -> None:
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
     extract.add_argument("--batch-tokens", type=int, default=4096, metavar="T", help="in one forward (%(default)s)")
     extract.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     extract.add_argument("--ray", action="store_true", help="read on Ray actors; a run that was killed goes on")
-    cli_shards.add_actors(extract)
+    shards.add_actors(extract)
     extract.set_defaults(run=_extract, parser=extract)
 
 
@@ -35,13 +35,13 @@ def _extract(args: argparse.Namespace) -> None:
     from rich.table import Table
     from transformers.utils import logging
 
-    from .backbone import load_backbone
-    from .decoder import decoder_layers
-    from .extract import cache_name, extract
-    from .lists import read_lists
-    from .shard_store import SUFFIX
+    from ..backbone import load_backbone
+    from ..decoder import decoder_layers
+    from ..extract import cache_name, extract
+    from ..lists import read_lists
+    from ..shard_store import SUFFIX
 
-    cli_shards.check_actors(args)
+    shards.check_actors(args)
     if "all" in args.layers and len(args.layers) > 1:
         args.parser.error("--layers wants either indices or all")
     logging.disable_progress_bar()
@@ -51,7 +51,7 @@ def _extract(args: argparse.Namespace) -> None:
     folder = Path(args.out) / cache_name(model, tokenizer)
     elsewhere = None
     if args.ray and args.actors:
-        from . import ray_shards
+        from .. import ray_shards
 
         states = ray_shards.States(
             args.model, args.trust_remote_code, list(layers), args.poolings, str(Path(args.out)), args.batch_tokens
