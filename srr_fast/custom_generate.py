@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from . import beams, decoding, fingerprint, reference
 from .capture import Capture
 from .decoder import layers_to_read, states_to_read
 from .generate_options import SERVED
-from .padding import check_unpadded
+from .padding import check_unpadded, is_left_padded
 from .ranker import SafetyRanker, check_ranker
 
 OUTPUTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
@@ -63,7 +63,7 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
 
     ``generate`` hands over neither ``streamer`` nor ``tokenizer``: a streamer gets the prompts and then nothing, and
     ``stop_strings`` raise; :class:`BestOfN` refuses the one and serves the other. The loop raises ValueError for an
-    option it cannot serve.
+    option it cannot serve, and for prompts that are not whole or not padded on the left.
     """
     check_ranker("best_of_n", ranker)
     prepare = functools.cache(ranker.prepare)
@@ -93,7 +93,9 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
         plain.pad_token_id = _pad(generation_config)
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
+        _check_prompts(input_ids, mask, model_kwargs)
         check_unpadded("best_of_n", model, read, input_ids, mask)
+        mask = mask.long()
         pooling, gate = scorer.config.pooling, scorer.gate
         if (plain.num_beams or 1) > 1:
             search = functools.partial(beams.search, op="best_of_n", layers=read, pooling=pooling, gate=gate)
@@ -134,6 +136,20 @@ def _check(config: GenerationConfig, n: int) -> None:
             raise ValueError(f"best_of_n: {name} cannot be served: the answer is a BestOfNOutput")
     if n < 2:
         raise ValueError(f"best_of_n: num_return_sequences is the number of candidates, at least 2; got {n}")
+
+
+def _check_prompts(input_ids: Tensor, mask: Tensor, model_kwargs: Mapping[str, Any]) -> None:
+    """All prompts from their first token to their last: where they are, their states are pooled."""
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ValueError("best_of_n: past_key_values cannot be served: the prompt's own states are needed")
+    if mask.shape != input_ids.shape:  # as generate makes it of inputs_embeds alone
+        raise ValueError(
+            f"best_of_n: input_ids must be given, one for each of attention_mask {list(mask.shape)}, got "
+            f"{list(input_ids.shape)}; inputs_embeds alone cannot be served"
+        )
+    if not is_left_padded(mask):
+        raise ValueError("best_of_n: attention_mask must be zeros, then ones, in every row: pad on the left")
 
 
 def _watched(criteria: StoppingCriteriaList, capture: Capture) -> StoppingCriteriaList:

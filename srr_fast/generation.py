@@ -25,7 +25,7 @@ from .capture import Capture, Generated
 from .checks import check_tensor
 from .decoder import states_to_read
 from .generate_options import Options
-from .padding import check_unpadded
+from .padding import check_unpadded, is_left_padded
 from .prompts import encode
 from .pruning import Pruner, Schedule, check_schedule
 from .ranked_model import RankedModel
@@ -293,7 +293,7 @@ def _check_tensors(inputs: Mapping[str, Tensor], options: Options) -> tuple[Tens
         mask = torch.ones_like(ids) if pad is None or pad in options.eos else (ids != pad).long()
     check_tensor("BestOfN", "attention_mask", mask, tuple(ids.shape), (torch.int64, torch.int32, torch.bool))
     mask = mask.long()
-    if mask.numel() and ((mask.diff(dim=1) < 0).any() or (mask[:, -1] != 1).any() or (mask != mask.bool()).any()):
+    if not is_left_padded(mask):
         raise ValueError("BestOfN: attention_mask must be zeros, then at least one one, in every row: pad on the left")
     if len(ids) and ids.shape[1] == 0:
         raise ValueError("BestOfN: input_ids must have at least one token per prompt, got P=0")

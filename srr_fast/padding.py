@@ -25,6 +25,14 @@ _reads: weakref.WeakKeyDictionary[nn.Module, bool] = (
 )  # by the module whose states were tried
 
 
+def is_left_padded(mask: Tensor) -> bool:
+    """Whether every row [P] is zeros, then at least one one."""
+    mask = mask.long()
+    return not mask.numel() or bool(
+        (mask.diff(dim=1) >= 0).all() and (mask[:, -1] == 1).all() and (mask == mask.bool()).all()
+    )
+
+
 def check_unpadded(op: str, model: PreTrainedModel, layers: Sequence[nn.Module], ids: Tensor, mask: Tensor) -> None:
     """Raise ValueError when prompts [B, P] are padded and the states that ``layers`` give depend on that.
 

@@ -131,6 +131,34 @@ def test_options_it_cannot_serve(options):
         run(tiny("llama"), make_ranker(), **({"num_return_sequences": 2} | options))
 
 
+@pytest.mark.parametrize(
+    "mask", [MASK.flip(1), MASK.index_fill(1, torch.tensor([6]), 0), MASK * torch.tensor([[0], [1], [1]])]
+)
+@pytest.mark.parametrize("beams", [{}, dict(num_beams=N)])
+def test_prompts_are_padded_on_the_left(mask, beams):
+    with pytest.raises(ValueError, match="best_of_n: attention_mask must be zeros, then ones"):
+        run(tiny("llama"), make_ranker(), attention_mask=mask, **beams)
+
+
+def test_a_mask_of_another_type():
+    out, same = (
+        run(tiny("llama"), make_ranker(), attention_mask=mask, return_dict_in_generate=True)
+        for mask in (MASK, MASK.float())
+    )
+    assert torch.equal(out.candidate_scores, same.candidate_scores)
+
+
+def test_prompts_are_whole():
+    model = tiny("llama")
+    with torch.no_grad():
+        cache = model(IDS[:, :4], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="best_of_n: past_key_values cannot be served"):
+        run(model, make_ranker(), past_key_values=cache)
+    embeds = model.get_input_embeddings()(IDS)
+    with pytest.raises(ValueError, match="best_of_n: input_ids must be given"):
+        run(model, make_ranker(), input_ids=None, inputs_embeds=embeds)
+
+
 def test_models_that_do_not_fit():
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=8, num_layers=2, num_heads=2))
     with pytest.raises(ValueError, match="encoder-decoder"):
