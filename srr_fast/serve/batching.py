@@ -103,13 +103,23 @@ class Batcher:
         self._queue = rest
         return batch
 
+    def _call(self, *arguments: Any) -> Sequence[Any]:
+        """What run answers. A future cannot carry every exception: a panic of Rust is no Exception and would end the
+        worker, a StopIteration would never arrive."""
+        try:
+            return self._run(*arguments)
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                raise
+            raise RuntimeError(f"Batcher: run raised {error!r}") from error
+
     async def _serve(self, batch: list[_Job]) -> None:
         loop = asyncio.get_running_loop()
         start = time.perf_counter()
         try:
             results = await loop.run_in_executor(
                 self._thread,
-                self._run,
+                self._call,
                 batch[0].key,
                 [job.item for job in batch],
                 lambda: all(job.future.done() for job in batch),

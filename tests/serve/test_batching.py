@@ -13,6 +13,10 @@ import pytest
 from srr_fast.serve.batching import Batcher
 
 
+class Panic(BaseException):
+    """What a tokenizer's Rust code raises when it panics."""
+
+
 class Runs:
     """A run function that stops at a gate and keeps what it was called with."""
 
@@ -27,6 +31,8 @@ class Runs:
         self.begun.set()
         assert self.gate.wait(10)
         self.abandoned.append(abandoned())
+        if isinstance(items[0], type):
+            raise items[0]
         if "bad" in items:
             raise ValueError("bad")
         return [item * 2 for item in items if item != "few"]
@@ -106,6 +112,19 @@ def test_only_the_item_at_fault_fails():
     assert [items for _, items in runs.seen] == [["first"], ["a", "bad", "b"], ["a"], ["bad"], ["b"]]
     assert (first.result, a.result, b.result) == ("firstfirst", "aa", "bb") and a.joined == 1
     assert isinstance(bad, ValueError)
+
+
+@pytest.mark.parametrize("fault", [Panic, StopIteration])
+def test_what_no_future_carries_fails_its_item_and_the_next_one_is_served(fault):
+    async def scenario(batcher, runs):
+        runs.gate.set()
+        (task,) = await submit(batcher, fault)
+        with pytest.raises(RuntimeError, match=f"Batcher: run raised {fault.__name__}"):
+            await task
+        (task,) = await submit(batcher, "a")
+        return (await task).result
+
+    assert run(scenario)[0] == "aa"
 
 
 def test_what_nobody_waits_for_does_not_run():
