@@ -291,6 +291,21 @@ def test_faults_leave_nothing_behind(command, folder, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "link", "here"])
+def test_a_folder_that_is_there_is_written_to(command, folder, tmp_path, monkeypatch, kind):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real") if kind == "link" else (tmp_path / "real").rename(tmp_path / "out")
+    (tmp_path / "out" / f".{'0' * 32}").mkdir()  # as of a run that was killed
+    before = (tmp_path / "out").stat().st_ino
+    if kind == "here":
+        monkeypatch.chdir(tmp_path / "out")
+    command(*(["--out", "."] if kind == "here" else []))
+    assert (tmp_path / "out").stat().st_ino == before
+    assert {"config.json", "curves.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    SafetyRanker.from_pretrained(tmp_path / "out")
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

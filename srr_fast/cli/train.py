@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from .. import evaluate, fingerprint, report
     from ..backbone import is_encoder, load_backbone
-    from ..checkpoint import replace
+    from ..checkpoint import CONFIG_FILE, replace
     from ..config import RankerConfig
     from ..examples import Examples, labelled
     from ..extract import extract
@@ -81,7 +81,8 @@ def _run(args: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     for module in ("matplotlib", "accelerate"):
         require(module)
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+    there = args.out.exists()
+    if there and (not args.out.is_dir() or set(args.out.iterdir()) - set(_parts(args.out))):
         raise ValueError(f"--out: {args.out} is there and not an empty folder")
     given = {name: getattr(args, name) for name in ("epochs", "steps") if getattr(args, name) is not None}
     options = TrainingOptions(objective=args.objective, seed=args.seed, **given)
@@ -125,15 +126,20 @@ def _run(args: argparse.Namespace) -> None:
         ranker.metrics |= {f"validation {name}": found["mean"][name] for name in ("top1", "auc", "n_lists")}
         found["data"] = {"files": [str(path) for path in args.data], "split": "val", "seed": args.seed}
 
-    for left in args.out.parent.glob(f".{glob.escape(args.out.name)}.{'[0-9a-f]' * 32}"):  # by a run that was killed
+    for left in _parts(args.out):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
-    part = args.out.with_name(f".{args.out.name}.{uuid.uuid4().hex}")
+    # A folder that is there may be a link, a mount or where the caller stands: it is not replaced, its parent not used.
+    part = args.out / f".{uuid.uuid4().hex}" if there else args.out.with_name(f".{args.out.name}.{uuid.uuid4().hex}")
     try:
         ranker.save_pretrained(part)
         replace(part / "curves.png", report.curves(trained.history))
         if found is not None:
             report.write(part, found)
-        os.replace(part, args.out)
+        if there:
+            for path in sorted(part.iterdir(), key=lambda path: path.name == CONFIG_FILE):  # last: it makes a ranker
+                os.replace(path, args.out / path.name)
+        else:
+            os.replace(part, args.out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     if found is None:
@@ -141,6 +147,12 @@ def _run(args: argparse.Namespace) -> None:
     else:
         print(report.tables(found))
     print(f"wrote {args.out}")
+
+
+def _parts(out: Path) -> list[Path]:
+    """Where runs have begun to write: beside ``out``, or in it where it was there."""
+    digits = "[0-9a-f]" * 32
+    return [*out.parent.glob(f".{glob.escape(out.name)}.{digits}"), *out.glob(f".{digits}")]
 
 
 def _layers(given: Sequence[int | float] | None, L: int) -> int | float | tuple[int | float, ...]:
