@@ -8,12 +8,14 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from . import prompts, strict_json
@@ -47,8 +49,8 @@ def sample(
     goes on from there. What an instruction draws depends on the seed and its id alone, so the file is the one that a
     call without a break would have written.
 
-    Raises FileExistsError when ``out`` is there; ValueError for a part begun with other arguments, for a judge that
-    returns what is no label, and for options out of range.
+    Raises FileExistsError when ``out`` is there; ValueError for a part begun with other arguments or that another
+    process writes to, for a judge that returns what is no label, and for options out of range.
     """
     out = Path(out)
     if model.config.is_encoder_decoder:
@@ -76,8 +78,11 @@ def sample(
     }
     origin = {"model": "/".join(Path(model.name_or_path or "").parts[-2:]), "judge": arguments["judge"]}
     part = out.with_name(f"{out.name}.part")
-    rows = _begun(part, arguments)
-    with part.open("ab") as file:
+    with _alone(part), part.open("ab") as file:
+        if out.exists():
+            raise FileExistsError(f"sample: {out} is there already: choose another name or remove it")
+        rows = _begun(part, arguments)
+        file.seek(0, os.SEEK_END)
         if file.tell() == 0:
             _append(file, _header(arguments))
         for row in tqdm(blank[len(rows) :], "sample", len(blank), initial=len(rows), unit="prompt", disable=None):
@@ -85,11 +90,26 @@ def sample(
             responses = _judged(judge, row.instruction, texts)
             rows.append(replace(row, responses=responses, extra={**row.extra, **origin}))
             _append(file, encode(rows[-1]))
-    write_lists(out, rows)
-    part.unlink()
+        write_lists(out, rows)
+        part.unlink()
     if empty := n * len(rows) - sum(response.extra.get("count", 1) for row in rows for response in row.responses):
         warnings.warn(f"sample: dropped {empty} responses without text", stacklevel=2)
     return rows
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Held by one process at a time; given back when that one dies. Raises ValueError where another one has it."""
+    lock = FileLock(part.with_name(f".{part.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"sample: another process writes to {part}") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # still held: who waited for it would find its work done, or begun
+        lock.release()
 
 
 def _begun(part: Path, arguments: dict[str, Any]) -> list[LabelledList]:

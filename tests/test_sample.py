@@ -158,6 +158,18 @@ def test_a_part_of_any_length_is_gone_on_from(tmp_path, left):
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_one_call_at_a_time_writes_a_part(tmp_path):
+    out = tmp_path / "out.jsonl"
+
+    def judge(instruction, responses):
+        with pytest.raises(ValueError, match="another process writes to"):
+            draw(out, judge=judge)
+        return even(instruction, responses)
+
+    rows = draw(out, judge=judge)
+    assert read_lists(out) == rows and os.listdir(tmp_path) == ["out.jsonl"]
+
+
 def test_a_part_of_another_call_is_refused(tmp_path):
     out = tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):
