@@ -69,7 +69,7 @@ def load(path_or_hub_id: str | Path, revision: str | None) -> SafetyRanker:
         ranker, tensors = verify(config, data)
     except (TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise ValueError(f"from_pretrained: {folder}: {error}") from error
-    ranker.to_empty(device=torch.get_default_device())
+    ranker.float().to_empty(device=torch.get_default_device())  # float32 as on disk, whatever the default dtype
     ranker.load_state_dict(tensors)
     return ranker.eval()
 

@@ -318,6 +318,19 @@ def test_threads_save_to_one_folder(tmp_path):
     SafetyRanker.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_loading_does_not_depend_on_the_default_dtype(tmp_path, dtype):
+    SafetyRanker(RankerConfig(16)).save_pretrained(tmp_path)
+    want = SafetyRanker.from_pretrained(tmp_path).state_dict()
+    torch.set_default_dtype(dtype)
+    try:
+        got = SafetyRanker.from_pretrained(tmp_path).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in want.items():
+        assert got[name].dtype == torch.float32 and torch.equal(got[name], value)
+
+
 def test_loading_draws_no_random_numbers(tmp_path):
     saved(tmp_path)
     state = torch.random.get_rng_state()
