@@ -257,4 +257,4 @@ def show(value: Any) -> str:
 
 def _stem(path: Path) -> str:
     """lists.jsonl.gz is lists."""
-    return path.name.removesuffix(".gz").removesuffix(".jsonl")
+    return path.name.removesuffix(".gz").removesuffix(".xz").removesuffix(".jsonl")

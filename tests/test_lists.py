@@ -78,6 +78,7 @@ def in_two_members(data):
         ("jars.jsonl.gz", gzip.compress),
         ("jars.jsonl.gz", in_two_members),
         ("jars.jsonl.gz", lzma.compress),
+        ("jars.jsonl.xz", lzma.compress),
     ],
 )
 def test_packed_files_are_told_by_their_content(tmp_path, name, pack):
