@@ -52,6 +52,9 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"train: objective must be one of {OBJECTIVES}, got {self.objective!r}")
+        for name in ("steps", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train: {name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,8 @@ def test_without_validation_lists_it_says_so(command, tmp_path):
 def test_faults_leave_nothing_behind(command, folder, tmp_path):
     assert "one kind" in command(files=("safe.jsonl",), status=2)
     assert "objective" in command("--objective", "magic", status=2)
+    assert "epochs must be at least 1, got 0" in command("--objective", "listwise", "--epochs", 0, status=2)
+    assert "steps must be at least 1, got -3" in command("--steps", -3, status=2)
     assert "layer must be in 1" in command("--layers", 99, status=2)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
