@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
@@ -305,7 +305,7 @@ def _choices(engine: Engine, key: Sampling, result: BestOfNResult, n: int) -> li
         schema.Choice(
             index=place,
             message=schema.ChatMessage(content=_cut(candidates[i].text or "", key.stop)),
-            finish_reason=engine.finish_reason(candidates[i].token_ids, key.max_tokens),
+            finish_reason=_finish_reason(engine, key, candidates[i]),
             candidate=i,
             relevance_score=candidates[i].score,
             prob=candidates[i].prob,
@@ -313,6 +313,13 @@ def _choices(engine: Engine, key: Sampling, result: BestOfNResult, n: int) -> li
         )
         for place, i in enumerate(order[:n])
     ]
+
+
+def _finish_reason(engine: Engine, key: Sampling, one: Candidate) -> Literal["stop", "length"]:
+    """``length`` for a candidate that was cut off, unless a stop string ended it at its last token."""
+    if any(stop in (one.text or "") for stop in key.stop):
+        return "stop"
+    return engine.finish_reason(one.token_ids, key.max_tokens)
 
 
 def _cut(text: str, stops: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -41,8 +42,8 @@ class Settings:
         for name in ("best_of", "documents", "candidates", "tokens", "new_tokens", "body_bytes", "concurrency"):
             if getattr(self, name) < 1:
                 raise ValueError(f"serve: {name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_rows < 1 or not self.timeout_s > 0:
-            raise ValueError("serve: batch_rows must be at least 1, timeout_s above 0")
+        if self.batch_rows < 1 or not 0 < self.timeout_s < math.inf:
+            raise ValueError("serve: batch_rows must be at least 1, timeout_s above 0 and finite")
         if self.best_of > self.candidates:
             raise ValueError(f"serve: best_of must be at most candidates={self.candidates}, got {self.best_of}")
         if self.token is not None and not self.token.strip():

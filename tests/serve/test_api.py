@@ -114,6 +114,15 @@ def test_stop_strings_end_an_answer_and_are_left_out(client):
     assert prompted["ranking"]["candidates"][0]["n_tokens"] > 1 or plain[0].startswith("w30")
 
 
+def test_a_stop_string_at_the_last_token_is_no_cut(client):
+    body = {"messages": USER, "temperature": 0, "max_tokens": 4}
+    (plain,) = client.post("/v1/chat/completions", json=body).json()["choices"]
+    body["stop"] = plain["message"]["content"]
+    (stopped,) = client.post("/v1/chat/completions", json=body).json()["choices"]
+    assert (plain["finish_reason"], stopped["finish_reason"]) == ("length", "stop")
+    assert stopped["message"]["content"] == ""
+
+
 @pytest.mark.parametrize("stop", [None, "w3"])
 def test_candidates_come_as_they_are_finished_then_the_answer(client, stop):
     body = {"messages": USER, "seed": 5, "best_of": 6, "max_tokens": 8, "return_candidates": True, "stop": stop}

@@ -114,6 +114,12 @@ def test_an_empty_token_is_no_token(make_engine):
         make_engine(token=" ")
 
 
+@pytest.mark.parametrize("seconds", [0.0, float("inf"), float("nan")])
+def test_the_time_of_a_request_is_bounded(make_engine, seconds):
+    with pytest.raises(ValueError, match="timeout_s above 0 and finite"):
+        make_engine(timeout_s=seconds)
+
+
 def test_too_many_requests_are_told_to_come_again(serve, httpx, gate):
     _, _, address = serve(concurrency=2, timeout_s=30.0)
     with ThreadPoolExecutor(2) as pool:
