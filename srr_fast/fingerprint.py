@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .backbone import is_encoder
 from .decoder import decoder_layers
+from .reading import ENCODERS_READ
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,13 +39,17 @@ def of_model(model: PreTrainedModel, layers: Sequence[nn.Module] | None = None) 
 
     Covers the shape of the text config and 16 evenly spaced values of each parameter of the decoder blocks, rounded to
     bfloat16: float32 and bfloat16 loads of the same weights agree. Embeddings and head are left out, so added tokens
-    do not matter. Quantised weights and active adapters give another fingerprint, as they give other states.
+    do not matter. Quantised weights and active adapters give another fingerprint, as they give other states. Of an
+    encoder also what it reads of a text: a ranker from before that changed is none for it.
     layers: as in :func:`decoder.decoder_layers`.
 
     Raises ValueError when a weight is on the meta device (offloaded).
     """
     config = model.config.get_text_config(decoder=True)
-    digest = hashlib.sha256(json.dumps([getattr(config, name, None) for name in CONFIG_FIELDS]).encode())
+    fields = [getattr(config, name, None) for name in CONFIG_FIELDS]
+    if is_encoder("fingerprint", model):
+        fields.append(ENCODERS_READ)
+    digest = hashlib.sha256(json.dumps(fields).encode())
     for layer in decoder_layers(model, layers):
         for name, weight in layer.named_parameters():
             digest.update(_sample(name, weight))

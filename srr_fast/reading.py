@@ -21,6 +21,7 @@ from .forced import Reading
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ENCODERS_READ = 2  # how an encoder reads texts; part of its fingerprint, so that rankers of another way are told
 CHUNK = 256  # texts tokenised at once
 
 
