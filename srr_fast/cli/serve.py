@@ -29,7 +29,7 @@ OPTIONS = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Everything but ``--model`` and ``--ranker``."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (%(default)s)")
     parser.add_argument("--name", metavar="NAME", help="of the model, in requests and answers; default: --model's")
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     cluster = parser.add_argument_group("more than one process")
@@ -99,3 +99,10 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 1 << 16:
+        raise argparse.ArgumentTypeError(f"must be in 0 .. 65535, got {port}")
+    return port

@@ -69,7 +69,10 @@ def read(path: str, item: Callable[[Any], Any]) -> list[Any]:
     item: takes a JSON value, gives the item or None. A file called .json or .jsonl must be that.
     Raises ValueError naming the item that is none, OSError for a file that cannot be read.
     """
-    text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8-sig")
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8: {error}") from error
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     suffix = Path(path).suffix
     values = None

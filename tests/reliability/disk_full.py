@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from srr_fast import RankerConfig, SafetyRanker, extract, shards
+from srr_fast.cli import command as cli
 from srr_fast.lists import read_lists, write_lists
 
 from . import kills
@@ -77,7 +78,7 @@ def works(root: Path) -> dict[str, Callable[[Path, int], int]]:
         return 0
 
     def command(name: str) -> Callable[[Path, int], int]:
-        return lambda out, version: command.main(commands[name](out))
+        return lambda out, version: cli.main(commands[name](out))
 
     return {"save_pretrained": save, "write_lists": write} | {name: command(name) for name in commands}
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from srr_fast import cli, extract, minichat, shards
+from srr_fast import extract, minichat, shards
+from srr_fast.cli import command as cli
 from srr_fast.lists import LabelledList, LabelledResponse, write_lists
 from srr_fast.minichat.grammar import sample_answer, sample_instruction
 
