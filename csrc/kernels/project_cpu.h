@@ -44,8 +44,8 @@ SRR_INLINE void project_block_dot(const ScoreParams& a, const ScorePlan& plan, i
 #endif
 
 // partial[row - row0] = K-slice `slice` of strip `strip` of the projection of rows [row0, row1); no bias yet.
-inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, int64_t strip, int64_t row0,
-                    int64_t row1, unsigned char* scratch, float* partial) {
+inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, [[maybe_unused]] int64_t strip,
+                    int64_t row0, int64_t row1, unsigned char* scratch, float* partial) {
   const PackedMatrix m = a.layout.projection();
   const int64_t block0 = m.blocks() * slice / plan.slices, block1 = m.blocks() * (slice + 1) / plan.slices;
   const float** pointers = reinterpret_cast<const float**>(scratch);
