@@ -67,6 +67,8 @@ def test_weights_of_very_different_sizes(isa, seed):
 # and trained projections may weigh them as little as they are large.
 OUTLIERS = {
     "in all rows": lambda x, w: (x[:, 3].mul_(300.0), x[:, 700].mul_(2000.0).add_(3000.0)),
+    "side by side, few": lambda x, w: x[:, 256:272].mul_(1000.0),
+    "side by side, many": lambda x, w: (x[1::2, 256:273].mul_(1000.0), x[:, 40:104].mul_(300.0)),
     "in some rows": lambda x, w: x[1::3, 130].mul_(3000.0),
     "just under a factor of 32": lambda x, w: x[:, 5::128].mul_(15.0),
     "weighed little": lambda x, w: (x[:, 700].mul_(2000.0), w[:, 700].div_(2000.0)),

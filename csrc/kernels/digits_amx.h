@@ -1,21 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 // float32 products on AMX, whose tiles multiply bytes twice as fast as bfloat16 and sum them without rounding. Rows of
-// X become whole numbers of three signed bytes as the weights are in the packed ranker, a scale for each row and
-// K-block. Of the nine products of digits the six largest are kept, each sum of the same weight in a tile of its own.
-// What is left out is of the size of float32's own rounding errors as long as few elements are far below the largest;
-// where many are, in a row or in the weights, that row's K-block goes the way of AVX-512.
+// X become whole numbers of three signed bytes as the weights are in the packed ranker, a scale for each row and digit
+// block. Of the nine products of digits the six largest are kept, each sum of the same weight in a tile of its own.
+// What is left out is of the size of float32's own rounding errors as long as few elements are far below the largest.
+// Large language models have a few columns that are hundreds of times the others: such elements are set apart and
+// multiplied as float32. Where many elements are far below the largest all the same, in a row or in the weights, that
+// row's digit block goes the way of AVX-512.
 //
 // The bits of a row depend on that row and W alone: its scale is its own, and sums of whole numbers have no order.
 
 constexpr int64_t kDigitTile = kTileHeight * kDigitStep;  // bytes of one digit of a tile, of X or of W
 constexpr int64_t kDigitSums = kDigits * kTileHeight * kPanel;
+// Set apart are elements more than kApart times as large as the least of sixteen maxima, each of every sixteenth
+// column, at most kMostApart of a row; for normal states that is between five and eight standard deviations.
+constexpr float kApart = 4;
+constexpr int64_t kMostApart = 16;
 
-// The rows of a tile of X in one K-block.
+// An element that is zero among the digits.
+struct ApartElement {
+  int32_t row, column;
+  float value;
+};
+
+// The rows of a tile of X in one digit block.
 struct DigitRows {
-  alignas(64) int8_t digits[kBlockK / kDigitStep * kDigits * kDigitTile];  // [steps][kDigits][16 rows][64]
-  float scale[kTileHeight];                                                // 0 where a row has no digits
-  int64_t uneven[kTileHeight];                                             // these rows
+  alignas(64) int8_t digits[kDigitBlock / kDigitStep * kDigits * kDigitTile];  // [steps][kDigits][16 rows][64]
+  float scale[kTileHeight];                                                    // 0 where a row has no digits
+  int64_t uneven[kTileHeight];                                                 // these rows
   int64_t uneven_count;
+  ApartElement apart[kTileHeight * kMostApart];
+  int64_t apart_count;
 };
 
 // Bits of a where those of mask are 1, else of b.
@@ -24,8 +38,8 @@ SRR_INLINE __m512i select_bits(__m512i mask, __m512i a, __m512i b) {
 }
 
 // The digits of 64 columns: byte i of dword j is that of column 16 i + j. To each number 0x808080 is added, which makes
-// bytes of signed digits.
-SRR_INLINE void put_digits(const __m512i (&n)[4], int8_t* to) {
+// bytes of signed digits. Returns the leading ones.
+SRR_INLINE __m512i put_digits(const __m512i (&n)[4], int8_t* to) {
   const __m512i even = _mm512_set1_epi32(0x00ff00ff), lower = _mm512_set1_epi32(0x0000ffff);
   const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80808080u));
   // Bytes 0 and 2 of numbers 0 and 1, of 2 and 3; bytes 1 of the same.
@@ -36,44 +50,55 @@ SRR_INLINE void put_digits(const __m512i (&n)[4], int8_t* to) {
   const __m512i digits[kDigits] = {select_bits(lower, _mm512_srli_epi32(a, 16), b),
                                    select_bits(lower, c, _mm512_slli_epi32(d, 16)),
                                    select_bits(lower, a, _mm512_slli_epi32(b, 16))};
+  __m512i leading;
 #pragma GCC unroll 3
-  for (int i = 0; i < kDigits; ++i) _mm512_store_si512(to + i * kDigitTile, _mm512_xor_si512(digits[i], sign));
+  for (int i = kDigits - 1; i >= 0; --i) {
+    leading = _mm512_xor_si512(digits[i], sign);
+    _mm512_store_si512(to + i * kDigitTile, leading);
+  }
+  return leading;
 }
 
-// One row's digits, of whole steps with zeros behind the columns. Returns its scale, negative where digits do not fit.
-template <int Steps>
-__attribute__((noinline)) float split_digits(const float* x, int64_t columns, int8_t* to) {
-  constexpr int kVectors = Steps * kDigitStep / 16;
-  F16 v[kVectors];
-  __m512i most[4];  // bits of magnitudes: those of NaN are above all others
-#pragma GCC unroll 8
-  for (int i = 0; i < kVectors; ++i) {
-    v[i] = load(x + 16 * i);
-    __builtin_prefetch(x + 16 * (i + kVectors), 0, 2);  // the next K-block
-    const __m512i magnitude = _mm512_castps_si512(abs(v[i]).v);
-    most[i % 4] = i < 4 ? magnitude : _mm512_max_epu32(most[i % 4], magnitude);
-  }
-  const __m512i largest = _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3]));
-  const uint32_t bits = _mm512_reduce_max_epu32(largest);
-  float top;
-  __builtin_memcpy(&top, &bits, 4);
-  const __m512 least = _mm512_set1_ps(top * kFarBelow);
-  int64_t far_below =
-      top == 0 ? 0 : columns - Steps * kDigitStep;  // of all that are counted here, these are no columns
-#pragma GCC unroll 4
-  for (int i = 0; i < kVectors; i += 2)
-    far_below += __builtin_popcount(_mm512_kunpackw(_mm512_cmp_ps_mask(abs(v[i]).v, least, _CMP_LT_OQ),
-                                                    _mm512_cmp_ps_mask(abs(v[i + 1]).v, least, _CMP_LT_OQ)));
-  if (far_below > most_far_below(columns) || !(top <= kDigitTo) || (top < kDigitFrom && top != 0)) return -1;
+SRR_INLINE __m512i magnitude_bits(F16 a) { return _mm512_castps_si512(abs(a).v); }  // those of NaN are above all others
+SRR_INLINE float float_of(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+SRR_INLINE bool in_digit_range(float top) { return top == 0 || (top >= kDigitFrom && top <= kDigitTo); }
+
+// Digits of one row, v(i) its i-th sixteen columns, zeros behind the last; `top` is the largest magnitude. Returns its
+// scale, negative where too many are far below that.
+template <int Steps, class Vectors>
+SRR_INLINE float put_row_digits(Vectors&& v, int64_t columns, float top, int8_t* to) {
   const F16 scale = set1(top > 0 ? kDigitMost / top : 0), offset = set1(static_cast<float>(0x808080));
-#pragma GCC unroll 2
+  const __m512i few = _mm512_set1_epi8(kFarBelowDigit);
+  int64_t far_below = columns - Steps * kDigitStep;  // of all that are counted here, these are no columns
+#pragma GCC unroll 8
   for (int s = 0; s < Steps; ++s) {
     __m512i n[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) n[i] = _mm512_cvtps_epi32(fma(v[4 * s + i], scale, offset).v);
-    put_digits(n, to + s * kDigits * kDigitTile);
+    for (int i = 0; i < 4; ++i) n[i] = _mm512_cvtps_epi32(fma(v(4 * s + i), scale, offset).v);
+    const __m512i leading = _mm512_abs_epi8(put_digits(n, to + s * kDigits * kDigitTile));
+    far_below += __builtin_popcountll(_mm512_cmple_epu8_mask(leading, few));
   }
-  return top * (1 / kDigitMost);
+  return far_below <= most_far_below(columns) || top == 0 ? top * (1 / kDigitMost) : -1;
+}
+
+// The same for a row of one or two steps, which stays in registers.
+template <int Steps>
+__attribute__((noinline)) float split_short(const float* x, int64_t columns, int8_t* to) {
+  constexpr int kVectors = Steps * kDigitStep / 16;
+  F16 v[kVectors];
+  __m512i most[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) {
+    v[i] = load(x + 16 * i);
+    most[i % 4] = i < 4 ? magnitude_bits(v[i]) : _mm512_max_epu32(most[i % 4], magnitude_bits(v[i]));
+  }
+  const __m512i largest = _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3]));
+  const float top = float_of(_mm512_reduce_max_epu32(largest));
+  return in_digit_range(top) ? put_row_digits<Steps>([&](int i) { return v[i]; }, columns, top, to) : -1;
 }
 
 // Splits the rows of X tile by tile, row by row.
@@ -82,47 +107,112 @@ class Splitter {
  public:
   Splitter(const X& x, const PackedMatrix& m, const void* packed) : x_(x), m_(m), packed_(packed) {}
 
-  // Next: rows [row, end) of K-block `block`, whose first column of X is `column`.
+  // Next: rows [row, end) of digit block `block`, whose first column of X is `column`.
   SRR_INLINE void open(int64_t row, int64_t end, int64_t block, int64_t column, DigitRows* to) {
     first_ = row_ = row;
     end_ = end;
     column_ = column;
-    count_ = at_most(m_.K - block * kBlockK, kBlockK);
+    columns_ = m_.digit_rows(block);
     has_digits_ = *at_bytes(packed_, m_.scales_bytes() + 4 * block * m_.N_padded()) >= 0;
     to_ = to;
-    to_->uneven_count = 0;
+    to_->uneven_count = to_->apart_count = 0;
+    if (is_long()) look_at_next();
   }
   SRR_INLINE void one() {
     if (row_ == end_) return;
     const int64_t r = row_++ - first_;
-    const float scale = has_digits_ ? split(row_at(x_, first_ + r) + column_, to_->digits + r * kDigitStep) : -1;
+    int8_t* to = to_->digits + r * kDigitStep;
+    const float scale = !has_digits_ ? -1 : is_long() ? split_long(to) : split(row_at(x_, row_ - 1) + column_, to);
     to_->scale[r] = scale < 0 ? 0 : scale;
     if (scale < 0) to_->uneven[to_->uneven_count++] = r;
+    if (is_long() && row_ < end_) look_at_next();
   }
   SRR_INLINE void all() {
     while (row_ < end_) one();
   }
 
  private:
-  SRR_INLINE float split(const float* x, int8_t* to) const {
-    return count_ % kDigitStep == 0 ? split_steps(x, to) : split_rest(x, to);
-  }
-  SRR_INLINE float split_steps(const float* x, int8_t* to) const {
-    return count_ > kDigitStep ? split_digits<2>(x, count_, to) : split_digits<1>(x, count_, to);
+  static constexpr int kLong = kDigitBlock / kDigitStep;
+  SRR_INLINE bool is_long() const { return columns_ > 2 * kDigitStep; }
+
+  SRR_INLINE float split(const float* x, int8_t* to) {
+    if (columns_ % kDigitStep != 0) x = copy(x);
+    return columns_ > kDigitStep ? split_short<2>(x, columns_, to) : split_short<1>(x, columns_, to);
   }
 
-  __attribute__((noinline)) float split_rest(const float* x, int8_t* to) const {
-    float padded[kBlockK] = {};
-    for (int64_t i = 0; i < count_; ++i) padded[i] = x[i];
-    return split_steps(padded, to);
+  // The largest magnitude of the next row and what may be set apart, found early: nothing waits for it then.
+  __attribute__((noinline)) void look_at_next() {
+    if (!has_digits_) return;
+    from_ = row_at(x_, row_) + column_;
+    if (columns_ < kDigitBlock) from_ = copy(from_);
+    __m512i most[4] = {};
+    for (const float* x = from_; x < from_ + kDigitBlock; x += kDigitStep)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        most[i] = _mm512_max_epu32(most[i], magnitude_bits(load(x + 16 * i)));
+        __builtin_prefetch(x + 16 * i + kDigitBlock, 0, 2);
+      }
+    const __m512i largest = _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3]));
+    top_ = float_of(_mm512_reduce_max_epu32(largest));
+    limit_ = kApart * float_of(_mm512_reduce_min_epu32(largest));
+  }
+
+  SRR_INLINE float split_long(int8_t* to) {
+    float scale = top_ > kApart * limit_ ? -1 : put_long(to);  // beyond that most others are far below
+    const int64_t before = to_->apart_count;
+    if (scale < 0 && top_ <= kDigitTo && columns_ == kDigitBlock && set_apart()) {
+      scale = put_long(to);
+      if (scale < 0) to_->apart_count = before;
+    }
+    return scale;
+  }
+  __attribute__((noinline)) float put_long(int8_t* to) const {
+    if (!in_digit_range(top_)) return -1;
+    return put_row_digits<kLong>([&](int i) { return load(from_ + 16 * i); }, columns_, top_, to);
+  }
+
+  // Sets apart what is larger than limit_; top_ is then the largest of the others. Returns false, and sets nothing
+  // apart, where it is too much.
+  __attribute__((noinline)) bool set_apart() {
+    const __m512 limit = _mm512_set1_ps(limit_);
+    const int32_t row = static_cast<int32_t>(row_ - 1 - first_);
+    ApartElement* to = to_->apart + to_->apart_count;
+    int64_t count = 0;
+    F16 top = zero();
+    for (int32_t i = 0; i < kDigitBlock; i += 16) {
+      const F16 v = load(from_ + i);
+      uint32_t large = _mm512_cmp_ps_mask(abs(v).v, limit, _CMP_GT_OQ);
+      const F16 rest = {_mm512_maskz_mov_ps(static_cast<__mmask16>(~large), v.v)};
+      top = max(top, abs(rest));
+      if (count + __builtin_popcount(large) > kMostApart) return false;
+      for (; large != 0; large &= large - 1) {
+        const int32_t column = i + __builtin_ctz(large);
+        to[count++] = {row, column, from_[column]};
+      }
+      store(padded_ + i, rest);
+    }
+    to_->apart_count += count;
+    top_ = max_lane(top);
+    from_ = padded_;
+    return true;
+  }
+
+  // The row with zeros behind its columns.
+  SRR_INLINE const float* copy(const float* from) {
+    for (int64_t i = 0; i < kDigitBlock; ++i) padded_[i] = i < columns_ ? from[i] : 0;
+    return padded_;
   }
 
   const X& x_;
   const PackedMatrix& m_;
   const void* packed_;
-  int64_t first_ = 0, row_ = 0, end_ = 0, column_ = 0, count_ = 0;
+  int64_t first_ = 0, row_ = 0, end_ = 0, column_ = 0, columns_ = 0;
   bool has_digits_ = false;
   DigitRows* to_ = nullptr;
+  // Of the next row, where it is long.
+  const float* from_ = nullptr;
+  float top_ = 0, limit_ = 0;
+  float padded_[kDigitBlock];
 };
 
 // Tile Y += tile X times tile W.
@@ -180,33 +270,55 @@ __attribute__((noinline)) inline void put_digit_sums(const DigitSums& from, int6
     store(y, from.add ? fma(value(r), scale, load(y)) : value(r) * scale);
 }
 
-// Y (+)= the rows of a K-block that have no digits.
+// Y += products of the elements set apart.
+__attribute__((noinline)) inline void put_apart(const DigitRows& from, const PackedMatrix& m, const void* packed,
+                                                Panels panels, int64_t block, float* y, int64_t y_stride) {
+  for (int64_t i = 0; i < from.apart_count; ++i) {
+    const ApartElement& e = from.apart[i];
+    const F16 value = set1(e.value);
+    float* to = y + e.row * y_stride;
+    for (int64_t panel = panels.first; panel < panels.end; ++panel, to += kPanel) {
+      const int64_t at = m.index(block * kDigitBlock + e.column, panel * kPanel);
+      store(to, fma(value, load(at_bytes(packed, m.offset_bytes) + at), load(to)));
+    }
+  }
+}
+
+// Y (+)= the rows of a digit block that have no digits.
 template <class X>
 __attribute__((noinline)) void put_uneven(const X& x, int64_t row, const DigitRows& from, const PackedMatrix& m,
                                           const void* packed, Panels all, int64_t block, float* y, int64_t y_stride,
                                           bool add) {
   const float* rows[kTileHeight];
   for (int64_t i = 0; i < from.uneven_count; ++i) rows[i] = row_at(x, row + from.uneven[i]);
-  const int64_t K = m.block_rows(block), panels = all.count();
-  const float* w = at_bytes(packed, m.offset_bytes) + m.panel_index(block, all.first);
+  const int64_t first = block * kDigitBlock / kBlockK;
   float products[kTileHeight * kMaxPanels * kPanel];
-  for (int64_t panel = 0; panel < panels; panel += kMaxPanels) {
-    const int64_t width = at_most(panels - panel, kMaxPanels);
-    gemm_panels(RowPointers{rows}, from.uneven_count, w + panel * K * kPanel, K * kPanel, kPanel, K, width, products,
-                width * kPanel, false);
-    for (int64_t i = 0; i < from.uneven_count; ++i)
-      for (int64_t c = 0; c < width * kPanel; c += kPanel) {
-        float* at = y + from.uneven[i] * y_stride + panel * kPanel + c;
-        store(at, (add ? load(at) : zero()) + load(products + i * width * kPanel + c));
-      }
-  }
+  for (int64_t b = first; b < at_most(m.blocks(), first + kDigitBlock / kBlockK); ++b)
+    for (int64_t panel = all.first; panel < all.end; panel += kMaxPanels) {
+      const Panels some{panel, at_most(all.end, panel + kMaxPanels)};
+      const int64_t width = some.count() * kPanel;
+      gemm_block_f32(RowPointers{rows, (b - first) * kBlockK}, from.uneven_count, m, packed, some, b, products, width,
+                     false);
+      for (int64_t i = 0; i < from.uneven_count; ++i)
+        for (int64_t c = 0; c < width; c += kPanel) {
+          float* at = y + from.uneven[i] * y_stride + (panel - all.first) * kPanel + c;
+          store(at, (add || b > first ? load(at) : zero()) + load(products + i * width + c));
+        }
+    }
 }
 
-// Y[r] (+)= X[r] W^T over K-blocks [block, end) of a packed float32 matrix; X's first column is the first block's first
-// row. While the tiles of one K-block are multiplied, the rows of the next are split and the sums before are put to Y.
-template <class X>
+// Where the products of a block go.
+struct DigitTarget {
+  float* y;
+  bool add;
+};
+
+// X[r] W^T over digit blocks [block, end) of a packed float32 matrix, the block at place i of them to target(i); X's
+// first column is the first block's first row. While the tiles of one block are multiplied, the rows of the next are
+// split and the sums before are put to Y.
+template <class X, class Target>
 inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatrix& m, const void* packed,
-                        Panels panels, int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {
+                        Panels panels, int64_t block, int64_t end, int64_t y_stride, Target&& target) {
   DigitRows split[2];
   alignas(64) int32_t sums[2][kDigitSums];
   const int64_t row_tiles = (rows + kTileHeight - 1) / kTileHeight;
@@ -216,7 +328,7 @@ inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatr
   Splitter<X> splitter(x, m, packed);
   const auto open = [&](int64_t turn) {
     const int64_t row = turn % row_tiles * height, k = turn / row_tiles;
-    splitter.open(row, at_most(rows, row + height), block + k, k * kBlockK, split + turn % 2);
+    splitter.open(row, at_most(rows, row + height), block + k, k * kDigitBlock, split + turn % 2);
   };
   DigitSums ready{};
   const auto put = [&] {
@@ -231,34 +343,42 @@ inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatr
     const int8_t* w = reinterpret_cast<const int8_t*>(at_bytes(packed, m.digits_bytes(here, 0)));
     const float* scales = at_bytes(packed, m.scales_bytes()) + here * m.N_padded();
     const DigitRows& from = split[turn % 2];
+    // Rows are split one every so often, where there is time between them.
+    const int64_t pause = kMeanwhile * steps * panels.count() / kTileHeight;
+    int64_t wait = 0;
     const int64_t count = at_most(rows - row, height);
-    const bool added = add || k > 0, digits = from.uneven_count < count;
+    const bool digits = from.uneven_count < count;
+    const DigitTarget at = target(k);
+    float* to = at.y + row * y_stride;
     if (turn + 1 < turns) open(turn + 1);
     for (int64_t panel = panels.first; panel < panels.end && digits; ++panel, next_sums ^= 1) {
       digit_sums(from.digits, w + panel * steps * kDigits * kDigitTile, steps, sums[next_sums], [&](int64_t i) {
-        splitter.one();
+        if (--wait < 0) {
+          splitter.one();
+          wait = pause - 1;
+        }
         if (i == 1) put();
       });
-      ready = {sums[next_sums],
-               from.scale,
-               scales + panel * kPanel,
-               count,
-               y + row * y_stride + (panel - panels.first) * kPanel,
-               added};
+      ready = {sums[next_sums], from.scale, scales + panel * kPanel, count, to + (panel - panels.first) * kPanel,
+               at.add};
     }
     splitter.all();
     put();
+    if (from.apart_count > 0) put_apart(from, m, packed, panels, here, to, y_stride);
     if (from.uneven_count > 0)
-      put_uneven(from_column(x, k * kBlockK), row, from, m, packed, panels, here, y + row * y_stride, y_stride,
-                 added || digits);
+      put_uneven(from_column(x, k * kDigitBlock), row, from, m, packed, panels, here, to, y_stride, at.add || digits);
   }
 }
 
-// The same for any packed matrix; at most kMostRows rows.
+// The same for any packed matrix, over K-blocks [block, end) that begin a digit block and end one; at most kMostRows
+// rows.
 template <class X>
 inline void gemm_blocks(Tiles& tiles, const X& x, int64_t rows, const PackedMatrix& m, const void* packed,
                         Panels panels, int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {
-  if (!m.bf16) return gemm_digits(tiles, x, rows, m, packed, panels, block, end, y, y_stride, add);
+  constexpr int64_t kBlocks = kDigitBlock / kBlockK;
+  if (!m.bf16)
+    return gemm_digits(tiles, x, rows, m, packed, panels, block / kBlocks, (end + kBlocks - 1) / kBlocks, y_stride,
+                       [&](int64_t i) { return DigitTarget{y, add || i > 0}; });
   for (int64_t b = block; b < end; ++b)
     gemm_block(tiles, from_column(x, (b - block) * kBlockK), rows, m, packed, panels, b, y, y_stride, add || b > block);
 }

@@ -80,11 +80,10 @@ inline ScorePlan make_plan(const ScoreParams& a, const Threads& threads) {
   const int64_t total = a.scope == Scope::kList ? a.B + a.M : 2 * a.M;
   plan.keys = round_up(longest, kPanel);
 
-  const int64_t blocks = l.projection().blocks();
   plan.strips = in_tiles(a) ? (plan.p / kPanel + kStripPanels - 1) / kStripPanels : 1;
   plan.slices = in_tiles(a) ? l.projection().size_bytes() / plan.strips / kSliceBytes : l.d / kSliceColumns;
   plan.slices = plan.slices < 1 ? 1 : plan.slices > kMaxSlices ? kMaxSlices : plan.slices;
-  plan.slices = plan.slices > blocks ? blocks : plan.slices;
+  plan.slices = at_most(plan.slices, l.projection().digit_blocks());
   const double projection_flop = 2.0 * plan.rows * l.d * plan.p;
   const double parallel_flop = l.bf16 ? kParallelFlopBf16 : kParallelFlop;
   plan.workers = at_most(available, 1 + static_cast<int64_t>(projection_flop / parallel_flop));
@@ -119,7 +118,7 @@ inline ScorePlan make_plan(const ScoreParams& a, const Threads& threads) {
   }
 #endif
   plan.chunk_floats = round_up(plan.chunk_rows * plan.p + behind, kPanel);
-  plan.block_bytes = round_up(plan.row_group * (8 + 4 * kBlockK), 64);
+  plan.block_bytes = round_up(plan.row_group * (8 + 4 * kDigitBlock), 64);
   int64_t at = 0;
   const auto take = [&](int64_t bytes) {
     const int64_t here = at;

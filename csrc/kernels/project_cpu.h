@@ -43,11 +43,19 @@ SRR_INLINE void project_block_dot(const ScoreParams& a, const ScorePlan& plan, i
 }
 #endif
 
+// The first digit block of a K-slice, and its first K-block.
+SRR_INLINE int64_t slice_digits(const PackedMatrix& m, const ScorePlan& plan, int64_t slice) {
+  return m.digit_blocks() * slice / plan.slices;
+}
+SRR_INLINE int64_t slice_begin(const PackedMatrix& m, const ScorePlan& plan, int64_t slice) {
+  return at_most(m.blocks(), slice_digits(m, plan, slice) * (kDigitBlock / kBlockK));
+}
+
 // partial[row - row0] = K-slice `slice` of strip `strip` of the projection of rows [row0, row1); no bias yet.
-inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, [[maybe_unused]] int64_t strip,
-                    int64_t row0, int64_t row1, unsigned char* scratch, float* partial) {
+inline void project_slice(const ScoreParams& a, const ScorePlan& plan, int64_t slice, [[maybe_unused]] int64_t strip,
+                          int64_t row0, int64_t row1, unsigned char* scratch, float* partial) {
   const PackedMatrix m = a.layout.projection();
-  const int64_t block0 = m.blocks() * slice / plan.slices, block1 = m.blocks() * (slice + 1) / plan.slices;
+  const int64_t block0 = slice_begin(m, plan, slice), block1 = slice_begin(m, plan, slice + 1);
   const float** pointers = reinterpret_cast<const float**>(scratch);
   float* widened = reinterpret_cast<float*>(scratch + 8 * plan.row_group);
   Tiles tiles;
@@ -80,19 +88,20 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
                 false);
     return;
   }
-  for (int64_t block = block0; block < block1; ++block) {
 #if defined(SRR_BF16_DOT)
-    if (m.bf16 && a.inst.dtype == DType::kBFloat16 && a.resp.dtype == DType::kBFloat16) {
+  if (m.bf16 && a.inst.dtype == DType::kBFloat16 && a.resp.dtype == DType::kBFloat16) {
+    for (int64_t block = block0; block < block1; ++block)
       project_block_dot(a, plan, block, row0, row1, scratch, partial, block > block0);
-      continue;
-    }
+    return;
+  }
 #endif
-    const int64_t column = block * kBlockK, valid = at_most(a.layout.d - column, kBlockK);
+  for (int64_t block = block0; block < block1; block += kDigitBlock / kBlockK) {
+    const int64_t column = block * kBlockK, valid = at_most(a.layout.d - column, kDigitBlock);
     for (int64_t r = row0; r < row1; ++r) {
       int64_t index;
       const StateRows& from = rows_of(a, r, index);
       const int64_t first = index * from.stride + column;
-      float* to = widened + (r - row0) * kBlockK;
+      float* to = widened + (r - row0) * kDigitBlock;
       if (from.dtype == DType::kFloat32) {
         pointers[r - row0] = static_cast<const float*>(from.data) + first;
         continue;
@@ -103,9 +112,38 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
       else
         widen<StateBF16>(static_cast<const uint16_t*>(from.data) + first, valid, to);
     }
-    gemm_blocks(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, all_panels(m), block, block + 1, partial,
-                plan.p, block > block0);
+    gemm_blocks(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, all_panels(m), block,
+                at_most(block1, block + kDigitBlock / kBlockK), partial, plan.p, block > block0);
   }
+}
+
+// K-slices [slice, end), plan.rows * plan.p floats apart.
+inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, int64_t end, int64_t strip,
+                    int64_t row0, int64_t row1, unsigned char* scratch, float* partial) {
+  const int64_t distance = plan.rows * plan.p;
+#if defined(SRR_AMX)
+  // Without a break, so that rows of the next slice are split while tiles of this one are multiplied.
+  if (!a.layout.bf16 && a.inst.dtype == DType::kFloat32 && a.resp.dtype == DType::kFloat32) {
+    const PackedMatrix m = a.layout.projection();
+    const int64_t first = slice_digits(m, plan, slice);
+    const float** pointers = reinterpret_cast<const float**>(scratch);
+    for (int64_t r = row0; r < row1; ++r) {
+      int64_t index;
+      const StateRows& from = rows_of(a, r, index);
+      pointers[r - row0] = static_cast<const float*>(from.data) + index * from.stride + first * kDigitBlock;
+    }
+    Tiles tiles;
+    gemm_digits(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, all_panels(m), first,
+                slice_digits(m, plan, end), plan.p, [&](int64_t i) {
+                  int64_t here = slice;
+                  while (slice_digits(m, plan, here + 1) <= first + i) ++here;
+                  return DigitTarget{partial + (here - slice) * distance, first + i > slice_digits(m, plan, here)};
+                });
+    return;
+  }
+#endif
+  for (int64_t s = slice; s < end; ++s, partial += distance)
+    project_slice(a, plan, s, strip, row0, row1, scratch, partial);
 }
 
 // x = the projected state of `row`: its slices in order, plus the bias. Returns whether all of it is finite and at most

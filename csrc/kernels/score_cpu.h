@@ -120,9 +120,11 @@ inline void score(const ScoreParams& a, void* workspace, Threads threads) {
   const int64_t parts = plan.slices * plan.strips, items = parts * plan.row_groups;
   parallel(threads, plan.workers, [&](int64_t worker) {
     unsigned char* scratch = base + plan.block_at + worker * plan.block_bytes;
-    for (int64_t i = items * worker / plan.workers; i < items * (worker + 1) / plan.workers; ++i) {
+    const int64_t last = items * (worker + 1) / plan.workers;
+    for (int64_t i = items * worker / plan.workers, slices; i < last; i += slices) {
       const int64_t slice = i % plan.slices, strip = i % parts / plan.slices, row0 = i / parts * plan.row_group;
-      project(a, plan, slice, strip, row0, at_most(plan.rows, row0 + plan.row_group), scratch,
+      slices = at_most(last - i, plan.slices - slice);
+      project(a, plan, slice, slice + slices, strip, row0, at_most(plan.rows, row0 + plan.row_group), scratch,
               partial + (slice * plan.rows + row0) * plan.p);
     }
   });

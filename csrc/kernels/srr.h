@@ -77,16 +77,18 @@ constexpr int64_t kPanel = 16;
 // Rows of a matrix are stored in blocks of kBlockK, so that one block of up to four panels stays in a CPU's L1.
 constexpr int64_t kBlockK = 128;
 
-// A float32 matrix is kept a second time, for tiles of bytes. Within a K-block every column is a scale times whole
-// numbers of kDigits signed bytes, of 65536, 256 and 1 each, at most kDigitMost in magnitude.
+// A float32 matrix is kept a second time, for tiles of bytes. Within a digit block, which is of several K-blocks, every
+// column is a scale times whole numbers of kDigits signed bytes, of 65536, 256 and 1 each, at most kDigitMost in
+// magnitude.
+constexpr int64_t kDigitBlock = 2 * kBlockK;
 constexpr int64_t kDigits = 3;
 constexpr int64_t kDigitStep = 64;  // rows that one tile holds
 constexpr float kDigitMost = 8355584.0f;
 // Whole numbers of one scale are as good as float32 where the largest magnitude is within these limits, or zero, and
-// few others are far below it: then half of a K-block's products, or more, are of two elements of which neither is.
-// Elsewhere float32 itself is multiplied.
+// few others are far below it, with a leading digit of at most kFarBelowDigit: then half of a block's products, or
+// more, are of two elements of which neither is. Elsewhere float32 itself is multiplied.
 constexpr float kDigitFrom = 1e-25f, kDigitTo = 1e25f;
-constexpr float kFarBelow = 1.0f / 32;
+constexpr int kFarBelowDigit = 3;
 constexpr int64_t most_far_below(int64_t elements) { return elements / 4; }
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -117,19 +119,25 @@ struct PackedMatrix {
     return base + (bf16 ? row / 2 * 2 * kPanel + col * 2 + row % 2 : row * kPanel + col);
   }
   constexpr int64_t weight_bytes() const { return K_padded() * N_padded() * (bf16 ? 2 : 4); }
-  // Of K-block `block`, panel `panel`, from the start of the packed ranker: [steps][kDigits][16 rows][16 columns][4];
-  // byte i of a row is that of weight row 16 i + row of its step.
+  // Of digit block `block`, panel `panel`, from the start of the packed ranker: [steps][kDigits][16 rows][16
+  // columns][4]; byte i of a row is that of weight row 16 i + row of its step.
   constexpr int64_t digits_bytes(int64_t block, int64_t panel) const {
     return offset_bytes + weight_bytes() +
-           kDigits * (block * kBlockK * N_padded() + panel * kPanel * kDigitStep * digit_steps(block));
+           kDigits * (block * kDigitBlock * N_padded() + panel * kPanel * kDigitStep * digit_steps(block));
   }
-  constexpr int64_t digit_steps(int64_t block) const { return (block_rows(block) + kDigitStep - 1) / kDigitStep; }
-  // [blocks, N_padded] floats: a column is scale / 65536 times its digits; all negative where the block has no digits.
+  constexpr int64_t digit_blocks() const { return (K + kDigitBlock - 1) / kDigitBlock; }
+  constexpr int64_t digit_rows(int64_t block) const {
+    const int64_t left = K - block * kDigitBlock;
+    return left < kDigitBlock ? left : kDigitBlock;
+  }
+  constexpr int64_t digit_steps(int64_t block) const { return (digit_rows(block) + kDigitStep - 1) / kDigitStep; }
+  // [digit_blocks, N_padded] floats: a column is scale / 65536 times its digits; all negative where the block has no
+  // digits.
   constexpr int64_t scales_bytes() const {
     return offset_bytes + weight_bytes() + kDigits * round_up(K, kDigitStep) * N_padded();
   }
   constexpr int64_t size_bytes() const {
-    return bf16 ? weight_bytes() : scales_bytes() - offset_bytes + 4 * blocks() * N_padded();
+    return bf16 ? weight_bytes() : scales_bytes() - offset_bytes + 4 * digit_blocks() * N_padded();
   }
 };
 
