@@ -20,6 +20,7 @@ class Case:
 
     T:      0 for pooled states; else T tokens a candidate, whose mean is taken first.
     dtype:  of states and of weights.
+    outliers: six columns are 30 to 300 times the others, as in middle layers of large language models.
     target: how many times faster than the best rival the case is meant to be.
     """
 
@@ -30,13 +31,14 @@ class Case:
     T: int = 0
     dtype: str = "float32"
     target: float | None = None
+    outliers: bool = False
 
     @property
     def name(self) -> str:
         pooled = f"mean over T = {self.T}" if self.T else "last token"
         lists = f"{self.B} x {self.N}" if self.B > 1 else f"N = {self.N}"
         width = f", d = {self.d}" if self.d != 4096 else ""
-        return f"{pooled}, p = {self.p}, {lists}{width}"
+        return f"{pooled}, p = {self.p}, {lists}{width}{', outlier columns' * self.outliers}"
 
     @property
     def M(self) -> int:
@@ -69,7 +71,12 @@ class Case:
         generator = torch.Generator().manual_seed(1)
         inst = torch.randn(self.B, self.d, generator=generator)
         if not self.T:
-            return inst.to(DTYPES[self.dtype]), torch.randn(self.M, self.d, generator=generator).to(DTYPES[self.dtype])
+            resp = torch.randn(self.M, self.d, generator=generator)
+            if self.outliers:
+                columns = torch.randperm(self.d, generator=generator)[:6]
+                for rows in (inst, resp):
+                    rows[:, columns] *= torch.tensor([30.0, 50.0, 80.0, 120.0, 200.0, 300.0])
+            return inst.to(DTYPES[self.dtype]), resp.to(DTYPES[self.dtype])
         states = torch.empty(self.M, self.T, self.d, dtype=DTYPES[self.dtype])
         for rows in states:
             rows.copy_(torch.randn(self.T, self.d, generator=generator))
@@ -96,7 +103,7 @@ TABLE = [
     for i, dtype in enumerate(DTYPES)
     for N, B, p, T, *targets in ROWS
     for target in targets[i : i + 1]
-]
+] + [Case(N, outliers=True) for N in (16, 64)]
 COLD = [Case(N, dtype=dtype) for dtype in DTYPES for N in (8, 16, 64)]  # right after a step of a language model
 QUICK = [Case(8, p=16, d=256), Case(3, B=2, p=16, d=256, T=5), Case(8, p=16, d=256, dtype="bfloat16")]
 
