@@ -13,6 +13,7 @@ from . import machine
 MOST_EVICTED = 512 << 20
 SLOW = 10  # a call this many times slower than the fastest is timed in FEW rounds only
 FEW = 5
+LONG = 1e-3  # seconds
 
 
 def evict_bytes() -> int:
@@ -42,7 +43,8 @@ def interleave(
 
     clock:    that measures.
     cold:     before each call the caches are filled with something else, as they are after a step of a language model.
-    primed:   each is timed right after an untimed call of itself, which wakes its threads and warms its code.
+    primed:   each is timed right after two untimed calls of itself, one if that takes longer than LONG. They wake its
+              threads and warm its code; after one short call the caches still hold a part of what was called before.
     settle_s: pause before every call, for idle workers of other thread pools to go to sleep.
     budget_s: fewer rounds if they would take longer, but not below FEW.
     """
@@ -54,7 +56,9 @@ def interleave(
     filler = np.zeros(evict_bytes() // 8) if cold else None
     if budget_s is not None:
         pause = settle_s + (seconds_of(lambda: np.add(filler, 1.0, out=filler)) if filler is not None else 0)
-        rounds = max(FEW, min(rounds, int(budget_s / sum(t * (1 + primed) + pause for t in first.values()))))
+        made = [1 + primed * (2 if seconds < LONG else 1) for seconds in first.values()]
+        spent = sum(seconds * n + pause for seconds, n in zip(first.values(), made, strict=True))
+        rounds = max(FEW, min(rounds, int(budget_s / spent)))
     slow = {name for name, seconds in first.items() if seconds > SLOW * min(first.values())}
     order = list(calls)
     shuffle = random.Random(0).shuffle
@@ -66,7 +70,7 @@ def interleave(
                 continue
             if settle_s:
                 time.sleep(settle_s)
-            if primed:
+            if primed and seconds_of(calls[name]) < LONG:
                 calls[name]()
             if filler is not None:
                 filler += 1.0

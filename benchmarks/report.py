@@ -24,9 +24,11 @@ from .results import Results, Row, load
 NOTES = Path(__file__).with_name("notes.md")
 NO_GPU = "No GPU figure exists: everything below was measured on a CPU."
 METHOD = """\
-Medians of interleaved calls in one process: every callable once per round, in an order drawn anew, right after an
-untimed call of itself. Ratios are medians over rounds of rival / native within the same round. Every rival's scores
-were compared with float64 first. ONNX Runtime and OpenVINO have their inputs and outputs bound in advance; in bfloat16
+Medians of interleaved calls in one process: every callable once per round, in an order drawn anew, right after two
+untimed calls of itself (one if that takes a millisecond): after a single one of 10 us the second-level cache still
+holds a part of the callable before, and a row would depend on who else is in the table. Cold caches have a table of
+their own. Ratios are medians over rounds of rival / native within the same round. Every rival's scores were compared
+with float64 first. ONNX Runtime and OpenVINO have their inputs and outputs bound in advance; in bfloat16
 ONNX Runtime widens the states, since it has no kernels for them. "By hand" is the ranker in as few PyTorch calls as
 there must be; compilers are given that. "matmul": the mean as a product with the mask, not as a sum."""
 YARDSTICK = """\

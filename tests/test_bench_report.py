@@ -204,6 +204,12 @@ def test_every_call_is_timed_once_a_round():
     assert calls == {"a": 2 + 2 * 4, "b": 2 + 2 * 4}  # long calls are warmed up by one
 
 
+def test_short_calls_are_warmed_up_by_two():
+    made = []
+    interleave({"a": lambda: made.append(1) or 2e-4}, rounds=4, warm_up=2, primed=True)
+    assert len(made) == 1 + 2 + 3 * 4
+
+
 def test_much_slower_calls_take_fewer_rounds():
     times = interleave({"fast": lambda: 0.001, "slow": lambda: 1.0}, rounds=3 * FEW)
     assert {name: len(values) for name, values in times.items()} == {"fast": 3 * FEW, "slow": FEW}
