@@ -55,6 +55,14 @@ with the standard error over lists; gptfuzz, where top-1 is 1, was not run again
   tokens weighted by rarity (seen in the AUC over all responses of saferlhf_mini), what the instruction's states do
   not predict (saferlhf_mini -0.050 +- 0.026), directions damped along which lists differ from each other, a metric
   learned from the kernel machine's gradients.
+- A cross-encoder as teacher, MiniLM's upper four layers fine-tuned on the same texts, one draw of the folds and one
+  seed: by itself saferlhf_mini -0.016 +- 0.028, diasafety -0.020 +- 0.015; half of it with half of the kernel machine
+  -0.024 +- 0.016 and +0.002 +- 0.010; a quarter of it -0.008 +- 0.011 and +0.011 +- 0.006. Its labels of new pairs
+  (responses under a similar list's instruction, words left out), learned by the kernel machine with the real ones:
+  saferlhf_mini -0.016 to -0.008 +- 0.015, diasafety (four of the folds) -0.002 to +0.004 +- 0.008.
+- More examples with their labels kept, saferlhf_mini, two draws: halves of responses and words left out -0.034 to
+  -0.014 +- 0.018, by their weight; words left out alone -0.006 +- 0.010 (diasafety, one draw, four of the folds:
+  +0.004 +- 0.007); under another list's instruction -0.004 to -0.002 +- 0.008.
 - The ranker orders about nine pairs in ten of a saferlhf_mini list as the kernel machine does and is 0.004 to 0.028
   below it there, by draw of the folds and seed. Drawing half of what it learns from close to real states makes that
   fewer pairs, since there the kernel machine repeats its labels; top-1 came out higher by 0.012 and 0.004, within
