@@ -4,6 +4,8 @@
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
+// Scheduled before registers are given out, loads are hoisted until the sums of a GEMM tile no longer fit.
+#pragma GCC optimize("no-schedule-insns")
 #define SRR_NEON
 namespace srr {
 namespace neon {

@@ -125,7 +125,7 @@ SRR_INLINE F16 where_positive(F16 x, F16 a, F16 b) {
 struct F16 {
   float32x4_t q0, q1, q2, q3;
 };
-constexpr int kMaxRows = 6;
+constexpr int kMaxRows = 5;
 constexpr int kMaxPanels = 1;
 
 // op of every quarter.
@@ -281,6 +281,10 @@ SRR_INLINE F16 zero() { return set1(0.0f); }
 // Whether every lane is at least 0; NaN is not.
 #if defined(SRR_AVX512)
 SRR_INLINE bool not_negative(F16 a) { return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_GE_OQ) == 0xffff; }
+#elif defined(SRR_NEON)
+SRR_INLINE bool not_negative(F16 a) {
+  return vminvq_f32(vminq_f32(vminq_f32(a.q0, a.q1), vminq_f32(a.q2, a.q3))) >= 0;  // with NaN, NaN
+}
 #else
 SRR_INLINE bool not_negative(F16 a) {
   float v[16];
@@ -295,6 +299,14 @@ SRR_INLINE bool not_negative(F16 a) {
 #if defined(SRR_AVX512)
 SRR_INLINE float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
 SRR_INLINE float max_lane(F16 a) { return _mm512_reduce_max_ps(a.v); }
+#elif defined(SRR_NEON)
+SRR_INLINE float sum(F16 a) {
+  const float32x4_t four = vaddq_f32(vaddq_f32(a.q0, a.q2), vaddq_f32(a.q1, a.q3));
+  return vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)));
+}
+SRR_INLINE float max_lane(F16 a) {
+  return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.q0, a.q2), vmaxq_f32(a.q1, a.q3)));
+}
 #else
 SRR_INLINE float sum(F16 a) {
   float v[16];

@@ -107,7 +107,7 @@ void test_pool_case(Engine& engine, Report& report, Pooling pooling, DType dtype
   }
   double largest = 0;
   for (const Matrix& row : rows)
-    for (float v : row.values) largest = std::fmax(largest, std::fabs(v));
+    for (float v : row.values) largest = std::max(largest, std::fabs(double{v}));
   const double floor = pooling == Pooling::kLast ? 0 : kPoolFloor * largest;
 
   PoolInput input(engine, rows, spans, packed, pooling, dtype, placement, gate);
