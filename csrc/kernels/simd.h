@@ -304,9 +304,7 @@ SRR_INLINE float sum(F16 a) {
   const float32x4_t four = vaddq_f32(vaddq_f32(a.q0, a.q2), vaddq_f32(a.q1, a.q3));
   return vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)));
 }
-SRR_INLINE float max_lane(F16 a) {
-  return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.q0, a.q2), vmaxq_f32(a.q1, a.q3)));
-}
+SRR_INLINE float max_lane(F16 a) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.q0, a.q2), vmaxq_f32(a.q1, a.q3))); }
 #else
 SRR_INLINE float sum(F16 a) {
   float v[16];
