@@ -1,5 +1,6 @@
 # make demo   best-of-16 with the bundled model           make demo ARGS="--model <hub id or folder> --ranker <folder>"
 # make test   lint, types, C++ and CUDA-on-CPU tests, nvcc, the whole suite on the reference and on the native ops
+# make neon-test   the CPU kernels for AArch64, cross-compiled and run under QEMU; wants two Debian packages, no hardware
 # make test-slow   what takes minutes: ten thousand generations that must leave nothing behind
 # make test-serve, test-ray   the server, with clients people use and in a browser; Ray, with workers killed
 # make test-vllm   vLLM's CPU build, in a venv of its own, against transformers; downloads it, takes minutes
@@ -30,7 +31,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip install $(shell test -t 2 || echo --quiet)
 NATIVE_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/* csrc/sources.txt)
 
-.PHONY: install demo test test-slow serving test-serve test-ray test-vllm bench bench-report bench-compare bench-cpp evidence reliability lint cpp-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat wheels clean
+.PHONY: install demo test test-slow serving test-serve test-ray test-vllm bench bench-report bench-compare bench-cpp evidence reliability lint cpp-test neon-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat wheels clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch:
@@ -68,6 +69,14 @@ cpp-test: $(VENV)/.tested
 	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_BUILD_TYPE=Release
 	$(BIN)/cmake --build build/cpp
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure -j 2
+
+# QEMU has no speed to measure: bench_kernels only has to run.
+neon-test: $(VENV)/.tested
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool > /dev/null || \
+	{ echo "srr_fast: $$tool not found; on Debian: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+	$(BIN)/cmake -S . -B build/neon -G Ninja -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DSRR_FAST_CUDA=OFF -DCMAKE_BUILD_TYPE=Release
+	$(BIN)/cmake --build build/neon --target kernels_cpu threads_cpu bench_kernels
+	$(BIN)/ctest --test-dir build/neon --output-on-failure -j 2 -R '^(kernels_cpu|threads_cpu|bench_kernels|package)$$'
 
 cuda-objects: $(VENV)/.tested
 	@if command -v nvcc > /dev/null; then $(BIN)/cmake -S . -B build/cpp -G Ninja && $(BIN)/cmake --build build/cpp --target cuda_objects \

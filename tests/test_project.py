@@ -30,7 +30,7 @@ def run_python(code, **environment):
 
 
 def test_kernels_know_neither_torch_nor_python():
-    system = r"cstd\w+|cstring|cfloat|atomic|immintrin\.h|cpuid\.h|sys/syscall\.h|unistd\.h"
+    system = r"cstd\w+|cstring|cfloat|atomic|immintrin\.h|arm_neon\.h|cpuid\.h|sys/syscall\.h|unistd\.h"
     system += r"|cuda\w*\.h|cooperative_groups\.h"
     allowed = re.compile(rf"#include (\"[\w.]+\"|<({system})>)")
     for path in KERNELS.iterdir():

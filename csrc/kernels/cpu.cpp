@@ -52,6 +52,8 @@ struct Available {
     if (bf16 && !dot_first) kernels[n++] = &kAvx512Bf16;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
       kernels[n++] = &kAvx2;
+#elif defined(__aarch64__)
+    kernels[n++] = &kNeon;
 #endif
     kernels[n++] = &kPlain;
     for (int i = 0; i < n; ++i) names[i] = kernels[i]->name;

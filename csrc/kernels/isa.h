@@ -14,6 +14,6 @@ struct CpuKernels {
   void (*score)(const ScoreParams&, void* workspace, Threads);
 };
 
-extern const CpuKernels kAmx, kAvx512Bf16, kAvx512, kAvx2, kPlain;
+extern const CpuKernels kAmx, kAvx512Bf16, kAvx512, kAvx2, kNeon, kPlain;
 
 }  // namespace srr

@@ -120,6 +120,86 @@ SRR_INLINE F16 where_positive(F16 x, F16 a, F16 b) {
           _mm256_blendv_ps(b.hi, a.hi, _mm256_cmp_ps(x.hi, zero, _CMP_GE_OQ))};
 }
 
+#elif defined(SRR_NEON)
+
+struct F16 {
+  float32x4_t q0, q1, q2, q3;
+};
+constexpr int kMaxRows = 5;
+constexpr int kMaxPanels = 1;
+
+// op of every quarter.
+template <class Op, class... F>
+SRR_INLINE F16 quarters(Op op, F... a) {
+  return {op(a.q0...), op(a.q1...), op(a.q2...), op(a.q3...)};
+}
+SRR_INLINE F16 set1(float x) {
+  const float32x4_t q = vdupq_n_f32(x);
+  return {q, q, q, q};
+}
+SRR_INLINE F16 load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
+SRR_INLINE void store(float* p, F16 a) {
+  vst1q_f32(p, a.q0);
+  vst1q_f32(p + 4, a.q1);
+  vst1q_f32(p + 8, a.q2);
+  vst1q_f32(p + 12, a.q3);
+}
+SRR_INLINE F16 load_bf16(const uint16_t* p) {
+  const uint16x8_t lo = vld1q_u16(p), hi = vld1q_u16(p + 8), zero = vdupq_n_u16(0);
+  return {vreinterpretq_f32_u16(vzip1q_u16(zero, lo)), vreinterpretq_f32_u16(vzip2q_u16(zero, lo)),
+          vreinterpretq_f32_u16(vzip1q_u16(zero, hi)), vreinterpretq_f32_u16(vzip2q_u16(zero, hi))};
+}
+SRR_INLINE float32x4_t widen_f16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+SRR_INLINE F16 load_f16(const uint16_t* p) {
+  return {widen_f16(p), widen_f16(p + 4), widen_f16(p + 8), widen_f16(p + 12)};
+}
+SRR_INLINE void load_bf16_pairs(const uint16_t* p, F16& a, F16& b) {
+  const F16 both = load(reinterpret_cast<const float*>(p));
+  a = quarters([](auto q) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(q), 16)); }, both);
+  b = quarters(
+      [](auto q) { return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(q), vdupq_n_u32(0xffff0000u))); },
+      both);
+}
+SRR_INLINE F16 operator+(F16 a, F16 b) {
+  return quarters([](auto x, auto y) { return vaddq_f32(x, y); }, a, b);
+}
+SRR_INLINE F16 operator-(F16 a, F16 b) {
+  return quarters([](auto x, auto y) { return vsubq_f32(x, y); }, a, b);
+}
+SRR_INLINE F16 operator*(F16 a, F16 b) {
+  return quarters([](auto x, auto y) { return vmulq_f32(x, y); }, a, b);
+}
+SRR_INLINE F16 operator/(F16 a, F16 b) {
+  return quarters([](auto x, auto y) { return vdivq_f32(x, y); }, a, b);
+}
+SRR_INLINE F16 fma(F16 a, F16 b, F16 c) {
+  return quarters([](auto x, auto y, auto z) { return vfmaq_f32(z, x, y); }, a, b, c);
+}
+SRR_INLINE F16 max(F16 a, F16 b) {
+  return quarters([](auto x, auto y) { return vmaxq_f32(x, y); }, a, b);
+}
+SRR_INLINE F16 min(F16 a, F16 b) {
+  return quarters([](auto x, auto y) { return vminq_f32(x, y); }, a, b);
+}
+SRR_INLINE F16 sqrt(F16 a) {
+  return quarters([](auto x) { return vsqrtq_f32(x); }, a);
+}
+SRR_INLINE F16 abs(F16 a) {
+  return quarters([](auto x) { return vabsq_f32(x); }, a);
+}
+SRR_INLINE F16 round(F16 a) {
+  return quarters([](auto x) { return vrndnq_f32(x); }, a);
+}
+SRR_INLINE F16 scale_pow2(F16 x, F16 n) {
+  const auto pow2 = [](auto q) {
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(q), vdupq_n_s32(127)), 23));
+  };
+  return x * quarters(pow2, n);
+}
+SRR_INLINE F16 where_positive(F16 x, F16 a, F16 b) {
+  return quarters([](auto q, auto y, auto z) { return vbslq_f32(vcgezq_f32(q), y, z); }, x, a, b);
+}
+
 #else  // plain: whatever the compiler makes of sixteen-wide vectors (SSE2, NEON)
 
 typedef float VecF __attribute__((vector_size(64)));
@@ -201,6 +281,10 @@ SRR_INLINE F16 zero() { return set1(0.0f); }
 // Whether every lane is at least 0; NaN is not.
 #if defined(SRR_AVX512)
 SRR_INLINE bool not_negative(F16 a) { return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_GE_OQ) == 0xffff; }
+#elif defined(SRR_NEON)
+SRR_INLINE bool not_negative(F16 a) {
+  return vminvq_f32(vminq_f32(vminq_f32(a.q0, a.q1), vminq_f32(a.q2, a.q3))) >= 0;  // with NaN, NaN
+}
 #else
 SRR_INLINE bool not_negative(F16 a) {
   float v[16];
@@ -215,6 +299,12 @@ SRR_INLINE bool not_negative(F16 a) {
 #if defined(SRR_AVX512)
 SRR_INLINE float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
 SRR_INLINE float max_lane(F16 a) { return _mm512_reduce_max_ps(a.v); }
+#elif defined(SRR_NEON)
+SRR_INLINE float sum(F16 a) {
+  const float32x4_t four = vaddq_f32(vaddq_f32(a.q0, a.q2), vaddq_f32(a.q1, a.q3));
+  return vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)));
+}
+SRR_INLINE float max_lane(F16 a) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.q0, a.q2), vmaxq_f32(a.q1, a.q3))); }
 #else
 SRR_INLINE float sum(F16 a) {
   float v[16];

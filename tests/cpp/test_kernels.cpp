@@ -107,7 +107,7 @@ void test_pool_case(Engine& engine, Report& report, Pooling pooling, DType dtype
   }
   double largest = 0;
   for (const Matrix& row : rows)
-    for (float v : row.values) largest = std::fmax(largest, std::fabs(v));
+    for (float v : row.values) largest = std::max(largest, std::fabs(double{v}));
   const double floor = pooling == Pooling::kLast ? 0 : kPoolFloor * largest;
 
   PoolInput input(engine, rows, spans, packed, pooling, dtype, placement, gate);
@@ -389,6 +389,40 @@ void test_overflow(Engine& engine, Report& report) {
                total, static_cast<long long>(got.best[0]));
 }
 
+// One component of a projected state beyond the limit takes it out, whichever component that is.
+void test_limit(Engine& engine, Report& report) {
+  report.place = engine.name() + " score of projected states at their limit";
+  constexpr int64_t kWidth = 256, kProjected = 32;
+  Random random(23);
+  const Ranker ranker(engine, random, {kWidth, kProjected, 2, 64, 1, false, false});
+  for (const float share : {0.9f, 1.01f}) {
+    Lists lists = random_lists(random, {kWidth}, kWidth, DType::kFloat32);
+    for (int64_t m = 0; m < kWidth; ++m) {  // a multiple of column m of the projection
+      float largest = 0;
+      for (int64_t j = 0; j < kProjected; ++j)
+        largest = std::max(largest, std::fabs(ranker.weights.projection_weight[j * kWidth + m]));
+      std::fill_n(lists.resp.row(m), kWidth, 0.0f);
+      lists.resp.row(m)[m] = share * kLargestProjected / largest;
+    }
+    const Result got = run_score(engine, report, ranker, lists, {Scope::kPair});
+    for (int64_t m = 0; m < kWidth; ++m)
+      report.check((got.scores[m] == -INFINITY) == (share > 1), "at %g of the limit candidate %lld has score %g", share,
+                   static_cast<long long>(m), got.scores[m]);
+  }
+}
+
+// Attention logits that lie hundreds apart overflow nowhere.
+void test_far_logits(Engine& engine, Report& report) {
+  report.place = engine.name() + " score with attention logits far apart";
+  Random random(29);
+  const Ranker ranker(engine, random, {64, 32, 2, 64, 1, false, false});
+  Lists lists = random_lists(random, {40}, 64, DType::kFloat32);
+  for (Matrix* states : {&lists.inst, &lists.resp})
+    for (float& v : states->values) v *= 30;
+  const Result got = run_score(engine, report, ranker, lists, {});
+  for (float score : got.scores) report.check(std::fabs(score) <= 1, "score %g", score);
+}
+
 void test_ties(Engine& engine, Report& report, Scope scope) {
   report.place = engine.name() + " score of equal candidates, " + (scope == Scope::kPair ? "pairs" : "a list");
   Random random(3);
@@ -502,6 +536,8 @@ void test_score(Engine& engine, Report& report, bool quick) {
     }
   for (Pooling pooling : kPoolings) test_rank(engine, report, pooling, DType::kBFloat16, false, {}, 160);
   test_overflow(engine, report);
+  test_limit(engine, report);
+  test_far_logits(engine, report);
   test_empty(engine, report);
   test_many_lists(engine, report);
   if (engine.answers_bad_offsets()) test_bad_offsets(engine, report);
