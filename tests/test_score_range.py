@@ -70,7 +70,9 @@ OUTLIERS = {
     "side by side, few": lambda x, w: x[:, 256:272].mul_(1000.0),
     "side by side, many": lambda x, w: (x[1::2, 256:273].mul_(1000.0), x[:, 40:104].mul_(300.0)),
     "in some rows": lambda x, w: x[1::3, 130].mul_(3000.0),
-    "just under a factor of 32": lambda x, w: x[:, 5::128].mul_(15.0),
+    "that stand out a little": lambda x, w: x[:, 5::128].mul_(15.0),
+    "at every sixteenth place": lambda x, w: x[:, 3::16].mul_(20.0),
+    "all but every sixteenth": lambda x, w: x[:, 3::16].mul_(0.01),
     "weighed little": lambda x, w: (x[:, 700].mul_(2000.0), w[:, 700].div_(2000.0)),
     "in the weights": lambda x, w: w[:, 7::893].mul_(1000.0),
     "rows of many sizes": lambda x, w: x.mul_(10.0 ** torch.arange(-6, len(x) - 6)[:, None].clamp(max=9)),
@@ -94,6 +96,41 @@ def test_large_columns_that_hide_behind_small_ones(isa, d, scale, columns, side)
     large, small = (w, x) if side == "weights" else (x, w)
     large[:, where] *= scale
     small[:, where] *= 0 if "at all" in side else 1 / scale
+    exact, plain = exact_and_plain(ranker, x[:1], x[1:], offsets)
+    assert_within_budget(ranker.prepare()(x[:1], x[1:], offsets).scores, exact.scores, plain.scores, SCORE_FLOOR)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("p", [16, 64])
+@pytest.mark.parametrize("spread", [0.5, 0.7, 1.0])
+def test_weights_that_undo_the_sizes_of_the_columns(isa, spread, p, seed):
+    """Columns of states vary in size, and the weights by as much the other way: all columns make the result alike."""
+    case = ScoreCase("", (24,), 512, {"proj_dim": p})
+    ranker = case.build(seed)
+    inst, resp, offsets = case.inputs(seed + 100)
+    sizes = torch.exp(spread * torch.randn(512, generator=torch.Generator().manual_seed(seed)))
+    ranker.projection.weight.data /= sizes
+    exact, plain = exact_and_plain(ranker, inst * sizes, resp * sizes, offsets)
+    got = ranker.prepare()(inst * sizes, resp * sizes, offsets)
+    assert_within_budget(got.scores, exact.scores, plain.scores, SCORE_FLOOR)
+
+
+@pytest.mark.parametrize("factor", [8, 15, 20])
+@pytest.mark.parametrize(("d", "p"), [(256, 4), (256, 64), (1024, 16), (1024, 64)])
+def test_large_states_and_large_weights_that_meet_zeros(isa, d, p, factor):
+    """In every 128 columns, sixteen of the states and sixteen others of the weights are large, and count for nothing.
+    All other elements are of one size, so that none is far below the largest."""
+    case = ScoreCase("", (24,), d, {"proj_dim": p})
+    ranker = case.build()
+    inst, resp, offsets = case.inputs()
+    x, w = torch.cat([inst, resp]), ranker.projection.weight.data
+    x.copy_(x.sign() * (x.abs() % 0.5 + 0.75))
+    w.copy_(w.sign() * (w.abs() * d**0.5 % 0.5 + 0.75) / d**0.5)
+    place = torch.arange(d) % 128
+    for large, small, first in ((x, w, 0), (w, x, 16)):
+        where = (place >= first) & (place < first + 16)
+        large[:, where] *= factor
+        small[:, where] = 0
     exact, plain = exact_and_plain(ranker, x[:1], x[1:], offsets)
     assert_within_budget(ranker.prepare()(x[:1], x[1:], offsets).scores, exact.scores, plain.scores, SCORE_FLOOR)
 

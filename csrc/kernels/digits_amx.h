@@ -2,18 +2,26 @@
 // float32 products on AMX, whose tiles multiply bytes twice as fast as bfloat16 and sum them without rounding. Rows of
 // X become whole numbers of three signed bytes as the weights are in the packed ranker, a scale for each row and digit
 // block. Of the nine products of digits the six largest are kept, each sum of the same weight in a tile of its own.
-// What is left out is of the size of float32's own rounding errors as long as few elements are far below the largest.
-// Large language models have a few columns that are hundreds of times the others: such elements are set apart and
-// multiplied as float32. Where many elements are far below the largest all the same, in a row or in the weights, that
-// row's digit block goes the way of AVX-512.
+//
+// What is left out is of one size in units of the scales, so that the sums themselves tell whether it matters: where
+// those of a row and a panel are small, because large elements of one factor meet small ones of the other, that row and
+// panel are multiplied as float32. Large language models have a few columns that are hundreds of times the others: such
+// elements are set apart beforehand and multiplied as float32.
 //
 // The bits of a row depend on that row and W alone: its scale is its own, and sums of whole numbers have no order.
 
 constexpr int64_t kDigitTile = kTileHeight * kDigitStep;  // bytes of one digit of a tile, of X or of W
 constexpr int64_t kDigitSums = kDigits * kTileHeight * kPanel;
-// Set apart are elements more than kApart times as large as the least of sixteen maxima, each of every sixteenth
-// column, at most kMostApart of a row; for normal states that is between five and eight standard deviations.
-constexpr float kApart = 4;
+// Rows and columns whose largest magnitudes are a and b times their root mean squares give sums of 2^30 / (a b) times
+// the square root of their length, if signs are as random ones. Of those of a panel at least half must be as large as
+// half of them are where a b is kDigitSpreads: what is left out is then below 1e-6 of them.
+constexpr float kDigitSpreads = 20;
+SRR_INLINE float least_digit_sum(int64_t columns) {
+  return 0.67f * 1073741824.0f / kDigitSpreads * __builtin_sqrtf(static_cast<float>(columns));
+}
+// Of a row with elements more than kStandOut times as large as the least of sixteen maxima, each of every sixteenth
+// column, those beyond kApart times it are set apart, at most kMostApart.
+constexpr float kStandOut = 8, kApart = 4;
 constexpr int64_t kMostApart = 16;
 
 // An element that is zero among the digits.
@@ -25,10 +33,9 @@ struct ApartElement {
 // The rows of a tile of X in one digit block.
 struct DigitRows {
   alignas(64) int8_t digits[kDigitBlock / kDigitStep * kDigits * kDigitTile];  // [steps][kDigits][16 rows][64]
-  float scale[kTileHeight];                                                    // 0 where a row has no digits
-  int64_t uneven[kTileHeight];                                                 // these rows
-  int64_t uneven_count;
-  ApartElement apart[kTileHeight * kMostApart];
+  float scale[kTileHeight];                                                    // negative where a row has no digits
+  bool any;                                                                    // whether a row has digits
+  ApartElement apart[kTileHeight * kMostApart];                                // by row
   int64_t apart_count;
 };
 
@@ -38,8 +45,8 @@ SRR_INLINE __m512i select_bits(__m512i mask, __m512i a, __m512i b) {
 }
 
 // The digits of 64 columns: byte i of dword j is that of column 16 i + j. To each number 0x808080 is added, which makes
-// bytes of signed digits. Returns the leading ones.
-SRR_INLINE __m512i put_digits(const __m512i (&n)[4], int8_t* to) {
+// bytes of signed digits.
+SRR_INLINE void put_digits(const __m512i (&n)[4], int8_t* to) {
   const __m512i even = _mm512_set1_epi32(0x00ff00ff), lower = _mm512_set1_epi32(0x0000ffff);
   const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80808080u));
   // Bytes 0 and 2 of numbers 0 and 1, of 2 and 3; bytes 1 of the same.
@@ -50,13 +57,8 @@ SRR_INLINE __m512i put_digits(const __m512i (&n)[4], int8_t* to) {
   const __m512i digits[kDigits] = {select_bits(lower, _mm512_srli_epi32(a, 16), b),
                                    select_bits(lower, c, _mm512_slli_epi32(d, 16)),
                                    select_bits(lower, a, _mm512_slli_epi32(b, 16))};
-  __m512i leading;
 #pragma GCC unroll 3
-  for (int i = kDigits - 1; i >= 0; --i) {
-    leading = _mm512_xor_si512(digits[i], sign);
-    _mm512_store_si512(to + i * kDigitTile, leading);
-  }
-  return leading;
+  for (int i = 0; i < kDigits; ++i) _mm512_store_si512(to + i * kDigitTile, _mm512_xor_si512(digits[i], sign));
 }
 
 SRR_INLINE __m512i magnitude_bits(F16 a) { return _mm512_castps_si512(abs(a).v); }  // those of NaN are above all others
@@ -65,29 +67,29 @@ SRR_INLINE float float_of(uint32_t bits) {
   __builtin_memcpy(&value, &bits, 4);
   return value;
 }
-SRR_INLINE bool in_digit_range(float top) { return top == 0 || (top >= kDigitFrom && top <= kDigitTo); }
 
 // Digits of one row, v(i) its i-th sixteen columns, zeros behind the last; `top` is the largest magnitude. Returns its
-// scale, negative where too many are far below that.
+// scale; where digits cannot hold it they are zero and the scale negative.
 template <int Steps, class Vectors>
-SRR_INLINE float put_row_digits(Vectors&& v, int64_t columns, float top, int8_t* to) {
+SRR_INLINE float put_row_digits(Vectors&& v, float top, int8_t* to) {
+  if (top != 0 && !(top >= kDigitFrom && top <= kDigitTo)) {
+    for (int i = 0; i < Steps * kDigits; ++i) _mm512_store_si512(to + i * kDigitTile, _mm512_setzero_si512());
+    return -1;
+  }
   const F16 scale = set1(top > 0 ? kDigitMost / top : 0), offset = set1(static_cast<float>(0x808080));
-  const __m512i few = _mm512_set1_epi8(kFarBelowDigit);
-  int64_t far_below = columns - Steps * kDigitStep;  // of all that are counted here, these are no columns
 #pragma GCC unroll 8
   for (int s = 0; s < Steps; ++s) {
     __m512i n[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) n[i] = _mm512_cvtps_epi32(fma(v(4 * s + i), scale, offset).v);
-    const __m512i leading = _mm512_abs_epi8(put_digits(n, to + s * kDigits * kDigitTile));
-    far_below += __builtin_popcountll(_mm512_cmple_epu8_mask(leading, few));
+    put_digits(n, to + s * kDigits * kDigitTile);
   }
-  return far_below <= most_far_below(columns) || top == 0 ? top * (1 / kDigitMost) : -1;
+  return top * (1 / kDigitMost);
 }
 
 // The same for a row of one or two steps, which stays in registers.
 template <int Steps>
-__attribute__((noinline)) float split_short(const float* x, int64_t columns, int8_t* to) {
+__attribute__((noinline)) float split_short(const float* x, int8_t* to) {
   constexpr int kVectors = Steps * kDigitStep / 16;
   F16 v[kVectors];
   __m512i most[4];
@@ -97,8 +99,7 @@ __attribute__((noinline)) float split_short(const float* x, int64_t columns, int
     most[i % 4] = i < 4 ? magnitude_bits(v[i]) : _mm512_max_epu32(most[i % 4], magnitude_bits(v[i]));
   }
   const __m512i largest = _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3]));
-  const float top = float_of(_mm512_reduce_max_epu32(largest));
-  return in_digit_range(top) ? put_row_digits<Steps>([&](int i) { return v[i]; }, columns, top, to) : -1;
+  return put_row_digits<Steps>([&](int i) { return v[i]; }, float_of(_mm512_reduce_max_epu32(largest)), to);
 }
 
 // Splits the rows of X tile by tile, row by row.
@@ -115,7 +116,8 @@ class Splitter {
     columns_ = m_.digit_rows(block);
     has_digits_ = *at_bytes(packed_, m_.scales_bytes() + 4 * block * m_.N_padded()) >= 0;
     to_ = to;
-    to_->uneven_count = to_->apart_count = 0;
+    to_->apart_count = 0;
+    to_->any = false;
     if (is_long()) look_at_next();
   }
   SRR_INLINE void one() {
@@ -123,8 +125,8 @@ class Splitter {
     const int64_t r = row_++ - first_;
     int8_t* to = to_->digits + r * kDigitStep;
     const float scale = !has_digits_ ? -1 : is_long() ? split_long(to) : split(row_at(x_, row_ - 1) + column_, to);
-    to_->scale[r] = scale < 0 ? 0 : scale;
-    if (scale < 0) to_->uneven[to_->uneven_count++] = r;
+    to_->scale[r] = scale;
+    to_->any |= scale >= 0;
     if (is_long() && row_ < end_) look_at_next();
   }
   SRR_INLINE void all() {
@@ -137,7 +139,7 @@ class Splitter {
 
   SRR_INLINE float split(const float* x, int8_t* to) {
     if (columns_ % kDigitStep != 0) x = copy(x);
-    return columns_ > kDigitStep ? split_short<2>(x, columns_, to) : split_short<1>(x, columns_, to);
+    return columns_ > kDigitStep ? split_short<2>(x, to) : split_short<1>(x, to);
   }
 
   // The largest magnitude of the next row and what may be set apart, found early: nothing waits for it then.
@@ -154,27 +156,18 @@ class Splitter {
       }
     const __m512i largest = _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3]));
     top_ = float_of(_mm512_reduce_max_epu32(largest));
-    limit_ = kApart * float_of(_mm512_reduce_min_epu32(largest));
+    low_ = float_of(_mm512_reduce_min_epu32(largest));
   }
 
-  SRR_INLINE float split_long(int8_t* to) {
-    float scale = top_ > kApart * limit_ ? -1 : put_long(to);  // beyond that most others are far below
-    const int64_t before = to_->apart_count;
-    if (scale < 0 && top_ <= kDigitTo && columns_ == kDigitBlock && set_apart()) {
-      scale = put_long(to);
-      if (scale < 0) to_->apart_count = before;
-    }
-    return scale;
-  }
-  __attribute__((noinline)) float put_long(int8_t* to) const {
-    if (!in_digit_range(top_)) return -1;
-    return put_row_digits<kLong>([&](int i) { return load(from_ + 16 * i); }, columns_, top_, to);
+  __attribute__((noinline)) float split_long(int8_t* to) {
+    if (top_ > kStandOut * low_ && top_ <= kDigitTo) set_apart();
+    return put_row_digits<kLong>([&](int i) { return load(from_ + 16 * i); }, top_, to);
   }
 
-  // Sets apart what is larger than limit_; top_ is then the largest of the others. Returns false, and sets nothing
-  // apart, where it is too much.
-  __attribute__((noinline)) bool set_apart() {
-    const __m512 limit = _mm512_set1_ps(limit_);
+  // Sets apart what is larger than kApart * low_; top_ is then the largest of the others. Does nothing where it is too
+  // much.
+  __attribute__((noinline)) void set_apart() {
+    const __m512 limit = _mm512_set1_ps(kApart * low_);
     const int32_t row = static_cast<int32_t>(row_ - 1 - first_);
     ApartElement* to = to_->apart + to_->apart_count;
     int64_t count = 0;
@@ -184,17 +177,16 @@ class Splitter {
       uint32_t large = _mm512_cmp_ps_mask(abs(v).v, limit, _CMP_GT_OQ);
       const F16 rest = {_mm512_maskz_mov_ps(static_cast<__mmask16>(~large), v.v)};
       top = max(top, abs(rest));
-      if (count + __builtin_popcount(large) > kMostApart) return false;
+      if (count + __builtin_popcount(large) > kMostApart) return;
       for (; large != 0; large &= large - 1) {
         const int32_t column = i + __builtin_ctz(large);
         to[count++] = {row, column, from_[column]};
       }
-      store(padded_ + i, rest);
+      store(rest_ + i, rest);
     }
     to_->apart_count += count;
     top_ = max_lane(top);
-    from_ = padded_;
-    return true;
+    from_ = rest_;
   }
 
   // The row with zeros behind its columns.
@@ -211,8 +203,8 @@ class Splitter {
   DigitRows* to_ = nullptr;
   // Of the next row, where it is long.
   const float* from_ = nullptr;
-  float top_ = 0, limit_ = 0;
-  float padded_[kDigitBlock];
+  float top_ = 0, low_ = 0;
+  float padded_[kDigitBlock], rest_[kDigitBlock];
 };
 
 // Tile Y += tile X times tile W.
@@ -247,64 +239,78 @@ SRR_INLINE void digit_sums(const int8_t* x, const int8_t* w, int64_t steps, int3
   unrolled<kDigits>([&](auto i) { store_tile<i.value>(sums + i.value * kTileHeight * kPanel, 4 * kPanel); });
 }
 
-// Sums on their way to Y.
+// Sums of a tile of rows and a panel on their way to Y.
 struct DigitSums {
   const int32_t* sums;
-  const float *row_scale, *scale;  // of each row; of the panel's columns
-  int64_t rows;
+  const DigitRows* rows;
+  int64_t row, count, block, panel;
   float* y;
   bool add;
 };
 
-// Y (+)= what the sums stand for. Each of them fits float32.
-__attribute__((noinline)) inline void put_digit_sums(const DigitSums& from, int64_t y_stride) {
-  const F16 scale = load(from.scale), upper = set1(65536.0f), middle = set1(256.0f);
-  const auto value = [&](int64_t r) {
-    const auto sum = [&](int i) {
-      return F16{_mm512_cvtepi32_ps(_mm512_load_si512(from.sums + (i * kTileHeight + r) * kPanel))};
-    };
-    return fma(sum(0), upper, fma(sum(1), middle, sum(2))) * set1(from.row_scale[r]);
-  };
-  float* y = from.y;
-  for (int64_t r = 0; r < from.rows; ++r, y += y_stride)
-    store(y, from.add ? fma(value(r), scale, load(y)) : value(r) * scale);
-}
-
-// Y += products of the elements set apart.
-__attribute__((noinline)) inline void put_apart(const DigitRows& from, const PackedMatrix& m, const void* packed,
-                                                Panels panels, int64_t block, float* y, int64_t y_stride) {
-  for (int64_t i = 0; i < from.apart_count; ++i) {
-    const ApartElement& e = from.apart[i];
-    const F16 value = set1(e.value);
-    float* to = y + e.row * y_stride;
-    for (int64_t panel = panels.first; panel < panels.end; ++panel, to += kPanel) {
-      const int64_t at = m.index(block * kDigitBlock + e.column, panel * kPanel);
-      store(to, fma(value, load(at_bytes(packed, m.offset_bytes) + at), load(to)));
+// Y (+)= the products in float32 of the rows that `which` has bits of.
+template <class X>
+__attribute__((noinline)) void put_products(const DigitSums& from, uint32_t which, const X& x, const PackedMatrix& m,
+                                            const void* packed, int64_t y_stride) {
+  const float* rows[kTileHeight];
+  float* y[kTileHeight];
+  int64_t count = 0;
+  for (; which != 0; which &= which - 1) {
+    const int64_t r = __builtin_ctz(which);
+    rows[count] = row_at(x, from.row + r);
+    y[count++] = from.y + r * y_stride;
+  }
+  const int64_t first = from.block * kDigitBlock / kBlockK;
+  float products[kTileHeight * kPanel];
+  for (int64_t b = first; b < at_most(m.blocks(), first + kDigitBlock / kBlockK); ++b) {
+    gemm_block_f32(RowPointers{rows, (b - first) * kBlockK}, count, m, packed, Panels{from.panel, from.panel + 1}, b,
+                   products, kPanel, false);
+    for (int64_t i = 0; i < count; ++i) {
+      const F16 before = from.add || b > first ? load(y[i]) : zero();
+      store(y[i], before + load(products + i * kPanel));
     }
   }
 }
 
-// Y (+)= the rows of a digit block that have no digits.
+// Y += products of the elements set apart, but for the rows that `but` has bits of.
+__attribute__((noinline)) inline void put_apart(const DigitSums& from, uint32_t but, const PackedMatrix& m,
+                                                const void* packed, int64_t y_stride) {
+  for (int64_t i = 0; i < from.rows->apart_count; ++i) {
+    const ApartElement& e = from.rows->apart[i];
+    if (but >> e.row & 1) continue;
+    float* y = from.y + e.row * y_stride;
+    const int64_t at = m.index(from.block * kDigitBlock + e.column, from.panel * kPanel);
+    store(y, fma(set1(e.value), load(at_bytes(packed, m.offset_bytes) + at), load(y)));
+  }
+}
+
+// Y (+)= what the sums stand for, or, for a row where they are too small, its products in float32. A sum fits float32.
 template <class X>
-__attribute__((noinline)) void put_uneven(const X& x, int64_t row, const DigitRows& from, const PackedMatrix& m,
-                                          const void* packed, Panels all, int64_t block, float* y, int64_t y_stride,
-                                          bool add) {
-  const float* rows[kTileHeight];
-  for (int64_t i = 0; i < from.uneven_count; ++i) rows[i] = row_at(x, row + from.uneven[i]);
-  const int64_t first = block * kDigitBlock / kBlockK;
-  float products[kTileHeight * kMaxPanels * kPanel];
-  for (int64_t b = first; b < at_most(m.blocks(), first + kDigitBlock / kBlockK); ++b)
-    for (int64_t panel = all.first; panel < all.end; panel += kMaxPanels) {
-      const Panels some{panel, at_most(all.end, panel + kMaxPanels)};
-      const int64_t width = some.count() * kPanel;
-      gemm_block_f32(RowPointers{rows, (b - first) * kBlockK}, from.uneven_count, m, packed, some, b, products, width,
-                     false);
-      for (int64_t i = 0; i < from.uneven_count; ++i)
-        for (int64_t c = 0; c < width; c += kPanel) {
-          float* at = y + from.uneven[i] * y_stride + (panel - all.first) * kPanel + c;
-          store(at, (add || b > first ? load(at) : zero()) + load(products + i * width + c));
-        }
+__attribute__((noinline)) void put_digit_sums(const DigitSums& from, const X& x, const PackedMatrix& m,
+                                              const void* packed, int64_t y_stride) {
+  const float* scales = at_bytes(packed, m.scales_bytes()) + from.block * m.N_padded() + from.panel * kPanel;
+  const F16 scale = load(scales), upper = set1(65536.0f), middle = set1(256.0f);
+  const __m512 least = _mm512_set1_ps(least_digit_sum(m.digit_rows(from.block)));
+  const int columns = __builtin_popcount(_mm512_cmp_ps_mask(scale.v, _mm512_setzero_ps(), _CMP_GT_OQ));
+  const int enough = (columns + 1) / 2;
+  const float* row_scale = from.rows->scale;
+  uint32_t failed = from.rows->any ? 0 : ~0u >> (32 - from.count);
+  float* y = from.y;
+  for (int64_t r = 0; r < from.count && from.rows->any; ++r, y += y_stride) {
+    const auto sum = [&](int i) {
+      return F16{_mm512_cvtepi32_ps(_mm512_load_si512(from.sums + (i * kTileHeight + r) * kPanel))};
+    };
+    const F16 whole = fma(sum(0), upper, fma(sum(1), middle, sum(2)));
+    const int large = __builtin_popcount(_mm512_cmp_ps_mask(abs(whole).v, least, _CMP_GE_OQ));
+    if (__builtin_expect(large < enough, 0) && row_scale[r] != 0) {
+      failed |= 1u << r;
+      continue;
     }
+    const F16 value = whole * set1(row_scale[r]);
+    store(y, from.add ? fma(value, scale, load(y)) : value * scale);
+  }
+  if (failed != 0) put_products(from, failed, x, m, packed, y_stride);
+  if (from.rows->apart_count != 0) put_apart(from, failed, m, packed, y_stride);
 }
 
 // Where the products of a block go.
@@ -332,7 +338,8 @@ inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatr
   };
   DigitSums ready{};
   const auto put = [&] {
-    if (ready.sums != nullptr) put_digit_sums(ready, y_stride);
+    if (ready.sums != nullptr)
+      put_digit_sums(ready, from_column(x, (ready.block - block) * kDigitBlock), m, packed, y_stride);
     ready.sums = nullptr;
   };
   open(0);
@@ -341,37 +348,39 @@ inline void gemm_digits(Tiles& tiles, const X& x, int64_t rows, const PackedMatr
     const int64_t row = turn % row_tiles * height, k = turn / row_tiles, here = block + k;
     const int64_t steps = m.digit_steps(here);
     const int8_t* w = reinterpret_cast<const int8_t*>(at_bytes(packed, m.digits_bytes(here, 0)));
-    const float* scales = at_bytes(packed, m.scales_bytes()) + here * m.N_padded();
     const DigitRows& from = split[turn % 2];
     // Rows are split one every so often, where there is time between them.
     const int64_t pause = kMeanwhile * steps * panels.count() / kTileHeight;
     int64_t wait = 0;
-    const int64_t count = at_most(rows - row, height);
-    const bool digits = from.uneven_count < count;
     const DigitTarget at = target(k);
-    float* to = at.y + row * y_stride;
     if (turn + 1 < turns) open(turn + 1);
-    for (int64_t panel = panels.first; panel < panels.end && digits; ++panel, next_sums ^= 1) {
-      digit_sums(from.digits, w + panel * steps * kDigits * kDigitTile, steps, sums[next_sums], [&](int64_t i) {
-        if (--wait < 0) {
-          splitter.one();
-          wait = pause - 1;
-        }
-        if (i == 1) put();
-      });
-      ready = {sums[next_sums], from.scale, scales + panel * kPanel, count, to + (panel - panels.first) * kPanel,
+    for (int64_t panel = panels.first; panel < panels.end; ++panel, next_sums ^= 1) {
+      if (from.any)
+        digit_sums(from.digits, w + panel * steps * kDigits * kDigitTile, steps, sums[next_sums], [&](int64_t i) {
+          if (--wait < 0) {
+            splitter.one();
+            wait = pause - 1;
+          }
+          if (i == 1) put();
+        });
+      else
+        put();
+      ready = {sums[next_sums],
+               &from,
+               row,
+               at_most(rows - row, height),
+               here,
+               panel,
+               at.y + row * y_stride + (panel - panels.first) * kPanel,
                at.add};
     }
     splitter.all();
     put();
-    if (from.apart_count > 0) put_apart(from, m, packed, panels, here, to, y_stride);
-    if (from.uneven_count > 0)
-      put_uneven(from_column(x, k * kDigitBlock), row, from, m, packed, panels, here, to, y_stride, at.add || digits);
   }
 }
 
-// The same for any packed matrix, over K-blocks [block, end) that begin a digit block and end one; at most kMostRows
-// rows.
+// The same for any packed matrix, over K-blocks [block, end) that begin a digit block and end one; of a bfloat16 one at
+// most kMostRows rows.
 template <class X>
 inline void gemm_blocks(Tiles& tiles, const X& x, int64_t rows, const PackedMatrix& m, const void* packed,
                         Panels panels, int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {

@@ -37,11 +37,12 @@ class Packer {
     }
   }
 
-  // The digits and scales of a float32 matrix whose weights are in place.
+  // The digits and scales of a float32 matrix whose weights are in place. Few columns are left to float32: they say too
+  // little of how large sums are.
   void digits(const PackedMatrix& m) {
     if (m.bf16) return;
     for (int64_t block = 0; block < m.digit_blocks(); ++block) {
-      bool fit = true;
+      bool fit = m.N >= kPanel;
       for (int64_t n = 0; n < m.N_padded(); ++n) fit = put_column(m, block, n) && fit;
       for (int64_t n = 0; n < m.N_padded() && !fit; ++n)
         put_float(m.scales_bytes() + 4 * (block * m.N_padded() + n), -1);
@@ -55,29 +56,28 @@ class Packer {
 
   bool put_column(const PackedMatrix& m, int64_t block, int64_t n) {
     float column[kDigitBlock], most = 0;
+    double squares = 0;
     const int64_t rows = m.digit_rows(block);
     for (int64_t k = 0; k < rows; ++k) {
       std::memcpy(column + k, bytes_ + m.offset_bytes + 4 * m.index(block * kDigitBlock + k, n), 4);
       const float magnitude = column[k] < 0 ? -column[k] : column[k];
       if (magnitude != magnitude) return false;
       most = magnitude > most ? magnitude : most;
+      squares += double{column[k]} * column[k];
     }
     if (most != 0 && !(most >= kDigitFrom && most <= kDigitTo)) return false;
+    if (double{most} * most * rows > double{kDigitSpread} * kDigitSpread * squares) return false;
     put_float(m.scales_bytes() + 4 * (block * m.N_padded() + n), most / kDigitMost * 65536);
     if (most == 0) return true;
-    int64_t far_below = 0;
     unsigned char* to = bytes_ + m.digits_bytes(block, n / kPanel) + n % kPanel * 4;
     for (int64_t k = 0; k < rows; ++k) {
       // Bytes of 128 more each are not negative.
       const uint32_t sum = static_cast<uint32_t>(double{column[k]} / most * kDigitMost + 0x808080 + 0.5);
-      const int leading = static_cast<int>(sum >> 16) - 128;
-      far_below += leading <= kFarBelowDigit && leading >= -kFarBelowDigit;
       unsigned char* step = to + k / kDigitStep * kDigits * kDigitStep * kPanel;
       for (int64_t digit = 0; digit < kDigits; ++digit)
         step[digit * kDigitStep * kPanel + k % 16 * 64 + k % kDigitStep / 16] =
             static_cast<unsigned char>((sum >> (16 - 8 * digit)) ^ 0x80);
     }
-    if (far_below > most_far_below(rows)) return false;
     return true;
   }
 

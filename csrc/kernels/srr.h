@@ -84,12 +84,10 @@ constexpr int64_t kDigitBlock = 2 * kBlockK;
 constexpr int64_t kDigits = 3;
 constexpr int64_t kDigitStep = 64;  // rows that one tile holds
 constexpr float kDigitMost = 8355584.0f;
-// Whole numbers of one scale are as good as float32 where the largest magnitude is within these limits, or zero, and
-// few others are far below it, with a leading digit of at most kFarBelowDigit: then half of a block's products, or
-// more, are of two elements of which neither is. Elsewhere float32 itself is multiplied.
+// Digits want a largest magnitude within these limits, or zero, and a column of weights at most kDigitSpread times as
+// large as its root mean square: in a digit block where one is not, float32 itself is multiplied.
 constexpr float kDigitFrom = 1e-25f, kDigitTo = 1e25f;
-constexpr int kFarBelowDigit = 3;
-constexpr int64_t most_far_below(int64_t elements) { return elements / 4; }
+constexpr float kDigitSpread = 8;
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
