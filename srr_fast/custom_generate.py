@@ -84,7 +84,7 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
         _check(generation_config, n)
         read = layers_to_read(model, config, layers)
         if model not in checked:
-            fingerprint.warn_if_other_model("best_of_n", model, ranker, layers, stacklevel=2)
+            fingerprint.warn_if_other("best_of_n", ranker, model, None, layers, stacklevel=2)
             checked.add(model)
         scorer = prepare(model.device)
 

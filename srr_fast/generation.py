@@ -89,7 +89,7 @@ class BestOfN(RankedModel):
 
     model:     a decoder-only transformers model with ``generate``.
     tokenizer: its tokenizer, or None to work on token tensors.
-    ranker:    read once; later changes to it do not matter. Warns when its fingerprint is not the model's.
+    ranker:    read once; later changes to it do not matter. Warns when it was trained with another model or tokenizer.
     layers:    the decoder blocks, for a model where :func:`srr_fast.decoder.decoder_layers` does not find them.
 
     Holds no state between calls: several threads may generate at once. Forwards are compiled where generate would

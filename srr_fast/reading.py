@@ -21,7 +21,9 @@ from .forced import Reading
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ENCODERS_READ = 2  # how an encoder reads texts; part of its fingerprint, so that rankers of another way are told
+# How texts are read, by kind of backbone; another way is another number. Part of `fingerprint.of_reading`: rankers of
+# another way are told, and what a cache holds of it is not found.
+READ = {"causal": 2, "encoder": 2}
 CHUNK = 256  # texts tokenised at once
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from srr_fast import RankerConfig, SafetyRanker
+from srr_fast import RankerConfig, SafetyRanker, fingerprint
+from srr_fast.backbone import load_backbone
 from srr_fast.cli.command import main
 from srr_fast.examples import Examples, Standardisation
 from srr_fast.examples import labelled as of_split
@@ -258,6 +259,9 @@ def test_the_command_writes_a_ranker_that_serves(command, folder, tmp_path, mode
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"config.json", "model.safetensors", "README.md", "metrics.json", "tables.md", "curves.png"}
     ranker = SafetyRanker.from_pretrained(tmp_path / "out")
+    backbone = load_backbone(folder / model)
+    assert ranker.model_fingerprint == fingerprint.of_model(backbone[0])
+    assert ranker.reading_fingerprint == fingerprint.of_reading(*backbone)
     assert ranker.metrics["lists trained on"] == 100 and ranker.metrics["sources"] == "a, b"
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert ranker.metrics["validation top1"] == written["mean"]["top1"] > 0.6

@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> None:
     if any(name in evaluate.LEARNING for name in names):
         fit = evaluate.to_learn_from(read_lists(*args.fit) if args.fit else rows, lists)
     model, tokenizer = load_backbone(backbone)
-    fingerprint.warn_if_other_model("eval", model, ranker, None, stacklevel=1)
+    fingerprint.warn_if_other("eval", ranker, model, tokenizer, stacklevel=1)
     found = evaluate.evaluate(
         ranker, model, tokenizer, lists, names=names, fit=fit, backbone=backbone, cache_dir=args.cache, seed=args.seed
     )

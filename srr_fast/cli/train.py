@@ -114,6 +114,7 @@ def _run(args: argparse.Namespace) -> None:
         trained = train(config, read(rows), read(val), options)
         ranker = trained.ranker
         ranker.model_id, ranker.model_fingerprint = str(args.model), fingerprint.of_model(model)
+        ranker.reading_fingerprint = fingerprint.of_reading(model, tokenizer)
         found = evaluate.evaluate(ranker, model, tokenizer, val, cache_dir=cache, seed=args.seed) if val else None
     ranker.metrics = {
         "objective": options.objective,
