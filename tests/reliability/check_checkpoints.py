@@ -163,7 +163,9 @@ def faithful(loaded: SafetyRanker, config: bytes, tensors: bytes) -> bool:
     return (
         fields == said["ranker"]
         and loaded.calibration == (said["calibration"] and tuple(map(float, said["calibration"])))
-        and all(getattr(loaded, name) == said[name] for name in ("model_id", "model_fingerprint", "reading_fingerprint"))
+        and all(
+            getattr(loaded, name) == said[name] for name in ("model_id", "model_fingerprint", "reading_fingerprint")
+        )
         and loaded.metrics == said["metrics"]
         and mine.keys() == kept.keys()
         and all(torch.equal(mine[name], kept[name]) for name in mine)
