@@ -26,6 +26,8 @@ from srr_fast.teacher import KernelTeacher
 from srr_fast.train import (
     OBJECTIVES,
     TrainingOptions,
+    _Drawn,
+    _Lists,
     fit_calibration,
     listwise_kl,
     pairwise_logistic,
@@ -150,7 +152,8 @@ def test_a_long_list_is_cut_to_responses_of_both_kinds():
 @pytest.mark.parametrize("scope", ["pair", "list"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_learns_to_rank(objective, scope):
-    options = TrainingOptions(objective=objective, steps=150, epochs=12, patience=12, drawn=64)
+    passes = {"steps": 150} if objective == "distilled" else {"epochs": 12}
+    options = TrainingOptions(objective=objective, **passes, patience=12, drawn=64)
     config = RankerConfig(D, scope=scope, proj_dim=16)
     trained = train(config, examples(120), examples(30, seed=1), options)
     assert top1(trained.ranker, examples(60, seed=2)) > 0.85
@@ -184,6 +187,16 @@ def test_the_best_pass_is_kept_and_training_stops(monkeypatch):
 def test_nothing_to_learn_from_is_an_error(config, part, options, words):
     with pytest.raises(ValueError, match=words):
         train(config, part, nothing(), TrainingOptions(**options))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_passes_are_counted_as_the_objective_makes_them(objective):
+    mine, other = ("steps", "epochs") if objective == "distilled" else ("epochs", "steps")
+    with pytest.raises(ValueError, match=f"train: objective {objective} takes {mine}, not {other}, got {other}=7"):
+        TrainingOptions(objective=objective, **{other: 7})
+    data = _Drawn if objective == "distilled" else _Lists
+    for given, passes in (({}, 1000 if objective == "distilled" else 30), ({mine: 7}, 7)):
+        assert list(data(examples(9), TrainingOptions(objective, **given)).passes.values()) == [passes]
 
 
 def test_only_lists_of_one_kind_serve_the_objectives_without_lists():
@@ -241,7 +254,7 @@ def command(folder, tmp_path, capsys):
         data = [str(folder / file) for file in files]
         chosen = ["train", "--model", str(folder / model), "--data", *data, "--out", str(tmp_path / "out")]
         try:
-            got = main([*chosen, "--steps", "60", *map(str, arguments)])
+            got = main([*chosen, *([] if "--objective" in arguments else ["--steps", "60"]), *map(str, arguments)])
         except SystemExit as stop:
             got = stop.code
         out, err = capsys.readouterr()
@@ -272,7 +285,20 @@ def test_the_command_writes_a_ranker_that_serves(command, folder, tmp_path, mode
 
 
 def test_options_reach_the_ranker(command, tmp_path):
-    command("--layers", 0.5, "--pooling", "last", "--scope", "list", "--proj-dim", 8, "--objective", "listwise")
+    command(
+        "--layers",
+        0.5,
+        "--pooling",
+        "last",
+        "--scope",
+        "list",
+        "--proj-dim",
+        8,
+        "--objective",
+        "listwise",
+        "--epochs",
+        2,
+    )
     config = SafetyRanker.from_pretrained(tmp_path / "out").config
     assert (config.layer, config.pooling, config.scope, config.proj_dim) == (0.5, "last", "list", 8)
 
@@ -289,6 +315,8 @@ def test_faults_leave_nothing_behind(command, folder, tmp_path):
     assert "objective" in command("--objective", "magic", status=2)
     assert "epochs must be at least 1, got 0" in command("--objective", "listwise", "--epochs", 0, status=2)
     assert "steps must be at least 1, got -3" in command("--steps", -3, status=2)
+    assert "listwise takes epochs, not steps" in command("--objective", "listwise", "--steps", 9, status=2)
+    assert "distilled takes steps, not epochs" in command("--epochs", 9, status=2)
     assert "layer must be in 1" in command("--layers", 99, status=2)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()

@@ -58,8 +58,8 @@ def add(commands: Any) -> None:
         default="distilled",
         help="distilled: from a kernel machine on the same states; listwise: KL, as in the paper (%(default)s)",
     )
-    command.add_argument("--epochs", type=int, help="passes over the lists at most; not for distilled")
-    command.add_argument("--steps", type=int, help="of the optimiser, for distilled")
+    command.add_argument("--epochs", type=int, help="passes over the lists at most (30); not for distilled")
+    command.add_argument("--steps", type=int, help="of the optimiser (1000); for distilled alone")
     command.add_argument("--cache", type=Path, metavar="DIR", help="keep the states there for the next run")
     command.add_argument("--seed", type=int, default=0)
     command.set_defaults(run=_run, parser=command)
@@ -84,8 +84,7 @@ def _run(args: argparse.Namespace) -> None:
     there = args.out.exists()
     if there and (not args.out.is_dir() or set(args.out.iterdir()) - set(_parts(args.out))):
         raise ValueError(f"--out: {args.out} is there and not an empty folder")
-    given = {name: getattr(args, name) for name in ("epochs", "steps") if getattr(args, name) is not None}
-    options = TrainingOptions(objective=args.objective, seed=args.seed, **given)
+    options = TrainingOptions(objective=args.objective, steps=args.steps, epochs=args.epochs, seed=args.seed)
     lists = read_lists(*args.data)
     rows, val = (labelled("train", lists, split) for split in ("train", "val"))
     if not rows:
