@@ -25,7 +25,7 @@ from .capture import Capture, Generated
 from .checks import check_tensor
 from .decoder import states_to_read
 from .generate_options import Options
-from .padding import check_unpadded, is_left_padded
+from .padding import check_unpadded, left_padded
 from .prompts import encode
 from .pruning import Pruner, Schedule, check_schedule
 from .ranked_model import RankedModel
@@ -292,9 +292,7 @@ def _check_tensors(inputs: Mapping[str, Tensor], options: Options) -> tuple[Tens
         pad = options["pad_token_id"]
         mask = torch.ones_like(ids) if pad is None or pad in options.eos else (ids != pad).long()
     check_tensor("BestOfN", "attention_mask", mask, tuple(ids.shape), (torch.int64, torch.int32, torch.bool))
-    mask = mask.long()
-    if not is_left_padded(mask):
-        raise ValueError("BestOfN: attention_mask must be zeros, then at least one one, in every row: pad on the left")
+    mask = left_padded("BestOfN", mask)
     if len(ids) and ids.shape[1] == 0:
         raise ValueError("BestOfN: input_ids must have at least one token per prompt, got P=0")
     return ids, mask
