@@ -40,6 +40,8 @@ MAX_HEADER_BYTES = 1 << 20  # of the tensor file, before the tensors; a name and
 
 def save(ranker: SafetyRanker, folder: Path) -> None:
     """Write the tensors, then the config that vouches for them, then the card; nothing that :func:`load` refuses."""
+    if any(value.is_meta for value in ranker.state_dict().values()):
+        raise ValueError("save_pretrained: the ranker must have values, it is on the meta device")
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in ranker.state_dict().items()}
     data = safetensors.torch.save(tensors)
     values = {

@@ -67,7 +67,9 @@ class Reader:
         self.cut = cut
         return [
             self._response(asked[instruction], ids)
-            for instruction, ids in zip(instructions, prompts.encode_responses(self.tokenizer, responses), strict=True)
+            for instruction, ids in zip(
+                instructions, prompts.encode_responses(self.op, self.tokenizer, responses), strict=True
+            )
         ]
 
     def _prompt(self, text: str) -> Reading:
@@ -84,6 +86,8 @@ class Reader:
         return Reading(np.concatenate([prompt, np.array(ids, np.int32)]), len(prompt), len(prompt) + len(ids))
 
     def _encode(self, texts: list[str], others: list[str] | None) -> list[Reading]:
+        for text in texts + (others or []):
+            prompts.check_unicode(self.op, text)
         readings = []
         for low in range(0, len(texts), CHUNK):
             high = low + CHUNK

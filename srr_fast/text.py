@@ -198,7 +198,7 @@ class TextRanker(RankedModel):
         if isinstance(response, str):
             if self.tokenizer is None:
                 raise ValueError("rank: text wants a tokenizer; without one pass token ids")
-            return prompts.encode_responses(self.tokenizer, [response])[0]
+            return prompts.encode_responses("rank", self.tokenizer, [response])[0]
         ids = self._ids(f"response {i} to instruction {b}", response, "a string or token ids")
         return prompts.before_eos(self.model, ids)
 

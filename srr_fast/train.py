@@ -25,6 +25,7 @@ OBJECTIVES = ("distilled", "listwise", "pairwise", "pointwise")
 COMPONENTS = 256  # of the states, kept for the kernel: it measures distances, and what hardly varies is noise to it
 GROUP = 8  # drawn candidates that share an instruction
 STEPS, EPOCHS = 1000, 30  # where nothing is said
+SEEDS = 2**32  # numpy's, which Trainer seeds too
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class TrainingOptions:
                 raise ValueError(f"train: objective {self.objective} takes {takes}, not {name}, got {name}={value}")
             if value is not None and value < 1:
                 raise ValueError(f"train: {name} must be at least 1, got {value}")
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"train: seed must be in 0 .. {SEEDS - 1}, got {self.seed}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GenerationConfig,
+    MaxLengthCriteria,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -278,11 +279,22 @@ def test_bad_prompts(prompts, error):
             BestOfN(tiny("llama"), tokenizer(CHAT_TEMPLATE), make_ranker()).generate(prompts)
 
 
+@pytest.mark.parametrize("template", [None, CHAT_TEMPLATE])
+def test_half_a_character_is_no_text(template):
+    bon = BestOfN(tiny("llama"), tokenizer(template), make_ranker())
+    with pytest.raises(ValueError, match=r"BestOfN: text must be Unicode, got the lone surrogate '\\ud800' in '.*w31"):
+        bon.generate("w30 \ud800 w31")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (dict(generation_config={"top_k": 3}), "generation_config must be a GenerationConfig or None, got dict"),
         (dict(fallback=3), "fallback must be a str or None, got int"),
+        (dict(stopping_criteria=MaxLengthCriteria(9)), "stopping_criteria must be a list .*, got MaxLengthCriteria"),
+        (dict(stopping_criteria=lambda ids, scores: ids), "stopping_criteria must be a list .*, got function"),
+        (dict(stopping_criteria=[MaxLengthCriteria(9), 5]), "stopping_criteria .*, got list of MaxLengthCriteria/int"),
+        (dict(stopping_criteria="x"), "stopping_criteria must be a list of StoppingCriteria, got str"),
     ],
     ids=str,
 )

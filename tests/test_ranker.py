@@ -61,6 +61,12 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, case):
     assert "some/model" in (tmp_path / "README.md").read_text()
 
 
+def test_a_ranker_without_values_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="save_pretrained: the ranker must have values, it is on the meta device"):
+        CASES[0].build().to("meta").save_pretrained(tmp_path / "ranker")
+    assert not (tmp_path / "ranker").exists()
+
+
 def plain_pytorch(folder, inst, resp):
     """The scores of one list from a checkpoint, in ten lines that know nothing of this package."""
     c = json.loads((folder / "config.json").read_text())["ranker"]

@@ -182,6 +182,8 @@ def test_the_best_pass_is_kept_and_training_stops(monkeypatch):
         (RankerConfig(D), nothing(), {}, "got 0"),
         (RankerConfig(D + 1), examples(9), {}, "must have 25 values, got 24"),
         (RankerConfig(D, pooling="gated"), examples(9), {}, "gated"),
+        (RankerConfig(D), examples(9), {"seed": -1}, "seed must be in 0 .. 4294967295, got -1"),
+        (RankerConfig(D), examples(9), {"seed": 2**32}, "seed must be in 0 .. 4294967295, got 4294967296"),
     ],
 )
 def test_nothing_to_learn_from_is_an_error(config, part, options, words):

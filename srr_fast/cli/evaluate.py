@@ -7,6 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .options import add_seed
+
 
 def add(commands: Any) -> None:
     """Add it to the subcommands of an argument parser."""
@@ -34,7 +36,7 @@ def add(commands: Any) -> None:
         help="lists whose train split is for the baselines that learn; default: --data",
     )
     command.add_argument("--cache", type=Path, metavar="DIR", help="keep the states there for the next run")
-    command.add_argument("--seed", type=int, default=0)
+    add_seed(command)
     command.set_defaults(run=_run, parser=command)
 
 

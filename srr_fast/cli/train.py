@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .options import add_seed
+
 if TYPE_CHECKING:
     from ..lists import LabelledList
 
@@ -61,7 +63,7 @@ def add(commands: Any) -> None:
     command.add_argument("--epochs", type=int, help="passes over the lists at most (30); not for distilled")
     command.add_argument("--steps", type=int, help="of the optimiser (1000); for distilled alone")
     command.add_argument("--cache", type=Path, metavar="DIR", help="keep the states there for the next run")
-    command.add_argument("--seed", type=int, default=0)
+    add_seed(command)
     command.set_defaults(run=_run, parser=command)
 
 
