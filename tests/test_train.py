@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -287,20 +288,8 @@ def test_the_command_writes_a_ranker_that_serves(command, folder, tmp_path, mode
 
 
 def test_options_reach_the_ranker(command, tmp_path):
-    command(
-        "--layers",
-        0.5,
-        "--pooling",
-        "last",
-        "--scope",
-        "list",
-        "--proj-dim",
-        8,
-        "--objective",
-        "listwise",
-        "--epochs",
-        2,
-    )
+    shape = ("--layers", 0.5, "--pooling", "last", "--scope", "list", "--proj-dim", 8)
+    command(*shape, "--objective", "listwise", "--epochs", 2)
     config = SafetyRanker.from_pretrained(tmp_path / "out").config
     assert (config.layer, config.pooling, config.scope, config.proj_dim) == (0.5, "last", "list", 8)
 
@@ -327,16 +316,32 @@ def test_faults_leave_nothing_behind(command, folder, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "link", "here"])
+@pytest.mark.parametrize("kind", ["folder", "link", "here", "mount", "hidden mount"])
 def test_a_folder_that_is_there_is_written_to(command, folder, tmp_path, monkeypatch, kind):
+    def move(source, to):
+        seen.append({path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")})
+        if kind == "hidden mount" and Path(to) == tmp_path / "out":
+            raise OSError(errno.EBUSY, "busy", str(to))
+        rename(source, to)
+
+    seen, rename = [], os.replace
+    monkeypatch.setattr(os, "replace", move)
+    if kind == "mount":
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
     (tmp_path / "real").mkdir()
     (tmp_path / "out").symlink_to("real") if kind == "link" else (tmp_path / "real").rename(tmp_path / "out")
     (tmp_path / "out" / f".{'0' * 32}").mkdir()  # as of a run that was killed
+    (tmp_path / "out").chmod(0o751)
     before = (tmp_path / "out").stat().st_ino
     if kind == "here":
         monkeypatch.chdir(tmp_path / "out")
     command(*(["--out", "."] if kind == "here" else []))
-    assert (tmp_path / "out").stat().st_ino == before
+    found = (tmp_path / "out").stat()
+    assert found.st_mode & 0o777 == 0o751
+    if kind == "folder":  # empty until it is whole
+        assert not any(seen)
+    else:
+        assert found.st_ino == before and not any("config.json" in names for names in seen)
     assert {"config.json", "curves.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
     SafetyRanker.from_pretrained(tmp_path / "out")

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +83,7 @@ def _run(args: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     for module in ("matplotlib", "accelerate"):
         require(module)
-    there = args.out.exists()
-    if there and (not args.out.is_dir() or set(args.out.iterdir()) - set(_parts(args.out))):
+    if args.out.exists() and (not args.out.is_dir() or set(args.out.iterdir()) - set(_parts(args.out))):
         raise ValueError(f"--out: {args.out} is there and not an empty folder")
     options = TrainingOptions(objective=args.objective, steps=args.steps, epochs=args.epochs, seed=args.seed)
     lists = read_lists(*args.data)
@@ -128,27 +127,57 @@ def _run(args: argparse.Namespace) -> None:
         ranker.metrics |= {f"validation {name}": found["mean"][name] for name in ("top1", "auc", "n_lists")}
         found["data"] = {"files": [str(path) for path in args.data], "split": "val", "seed": args.seed}
 
+    def write(folder: Path) -> None:
+        ranker.save_pretrained(folder)
+        replace(folder / "curves.png", report.curves(trained.history))
+        if found is not None:
+            report.write(folder, found)
+
     for left in _parts(args.out):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
-    # A folder that is there may be a link, a mount or where the caller stands: it is not replaced, its parent not used.
-    part = args.out / f".{uuid.uuid4().hex}" if there else args.out.with_name(f".{args.out.name}.{uuid.uuid4().hex}")
-    try:
-        ranker.save_pretrained(part)
-        replace(part / "curves.png", report.curves(trained.history))
-        if found is not None:
-            report.write(part, found)
-        if there:
-            for path in sorted(part.iterdir(), key=lambda path: path.name == CONFIG_FILE):  # last: it makes a ranker
-                os.replace(path, args.out / path.name)
-        else:
-            os.replace(part, args.out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    if not _at_once(args.out, write):
+        _one_by_one(args.out, write, last=CONFIG_FILE)
     if found is None:
         warnings.warn("train: no list of split val: nothing stopped the training early or measured it", stacklevel=1)
     else:
         print(report.tables(found))
     print(f"wrote {args.out}")
+
+
+def _at_once(out: Path, write: Callable[[Path], None]) -> bool:
+    """Fill a folder beside ``out`` and rename it to that, also over an empty folder; whether this could be done.
+
+    What is there as a link, a mount, somebody else's or where the caller stands is not replaced.
+    """
+    there = out.exists()
+    if there and (out.is_symlink() or out.is_mount() or out.samefile(".")):
+        return False
+    part = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        write(part)
+        if there:
+            if (old := out.stat()).st_uid != (new := part.stat()).st_uid or old.st_gid != new.st_gid:
+                return False
+            shutil.copystat(out, part)
+        os.replace(part, out)
+        return True
+    except OSError:
+        if not there:
+            raise
+        return False  # its parent is not ours to write to, or it is a mount that does not look like one
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _one_by_one(out: Path, write: Callable[[Path], None], *, last: str) -> None:
+    """Fill a folder in ``out`` and move its files up; ``last`` is the file that makes them a ranker."""
+    part = out / f".{uuid.uuid4().hex}"
+    try:
+        write(part)
+        for path in sorted(part.iterdir(), key=lambda path: path.name == last):
+            os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _parts(out: Path) -> list[Path]:
