@@ -209,7 +209,13 @@ class BestOfN(RankedModel):
             tokenizer = kwargs.pop("tokenizer", self.tokenizer)
             if tokenizer is None:
                 raise ValueError("BestOfN: stop_strings want a tokenizer, pass tokenizer=")
-            criteria.append(StopStringCriteria(tokenizer, stop_strings))
+            try:
+                criteria.append(StopStringCriteria(tokenizer, stop_strings))
+            except ValueError as error:  # it finds out what tokens spell by what they add to a made-up word
+                raise ValueError(
+                    f"BestOfN: stop_strings={stop_strings!r} cannot be looked for with this tokenizer, as it does not "
+                    f"spell every word ({error}); pass stopping_criteria= that read the text"
+                ) from error
             kwargs["stop_strings"] = None
         pooling, gate = self.scorer.config.pooling, self.scorer.gate
 

@@ -17,7 +17,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from srr_fast import best_of_n, fingerprint, reference
+from srr_fast import best_of_n, fingerprint, minichat, reference
 from srr_fast.config import RankerConfig
 from srr_fast.decoder import decoder_layers
 from srr_fast.generation import BestOfN
@@ -208,6 +208,12 @@ def test_stop_strings():
     check(bon, model, ranker, results, eos=[])
     with pytest.raises(ValueError, match="tokenizer"):
         BestOfN(model, None, ranker).generate(PADDED, stop_strings=stops)
+
+
+def test_stop_strings_want_a_tokenizer_that_spells_every_word():
+    message = r"BestOfN: stop_strings=\['diary'\] cannot be looked for .* pass stopping_criteria= that read the text"
+    with pytest.raises(ValueError, match=message):
+        BestOfN(*minichat.load()).generate("How do I open a jar?", 2, stop_strings=["diary"])
 
 
 @pytest.mark.parametrize(
