@@ -24,19 +24,31 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 TENSOR_FILE = "model.safetensors"
 CARD_FILE = "README.md"
-CONFIG_KEYS = ("format_version", "model_id", "model_fingerprint", "ranker", "calibration", "metrics", "sha256")
+CONFIG_KEYS = (
+    "format_version",
+    "model_id",
+    "model_fingerprint",
+    "reading_fingerprint",
+    "ranker",
+    "calibration",
+    "metrics",
+    "sha256",
+)
 MAX_CONFIG_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 20  # of the tensor file, before the tensors; a name and its place take about 100
 
 
 def save(ranker: SafetyRanker, folder: Path) -> None:
     """Write the tensors, then the config that vouches for them, then the card; nothing that :func:`load` refuses."""
+    if any(value.is_meta for value in ranker.state_dict().values()):
+        raise ValueError("save_pretrained: the ranker must have values, it is on the meta device")
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in ranker.state_dict().items()}
     data = safetensors.torch.save(tensors)
     values = {
         "format_version": FORMAT_VERSION,
         "model_id": ranker.model_id,
         "model_fingerprint": ranker.model_fingerprint,
+        "reading_fingerprint": ranker.reading_fingerprint,
         "ranker": ranker.config.to_dict(),
         "calibration": ranker.calibration,
         "metrics": ranker.metrics,
@@ -93,6 +105,7 @@ def blank(config: dict[str, Any]) -> SafetyRanker:
             calibration=config["calibration"],
             model_id=config["model_id"],
             model_fingerprint=config["model_fingerprint"],
+            reading_fingerprint=config["reading_fingerprint"],
             metrics=config["metrics"],
         )
 

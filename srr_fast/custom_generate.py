@@ -20,7 +20,7 @@ from . import beams, decoding, fingerprint, reference
 from .capture import Capture
 from .decoder import layers_to_read, states_to_read
 from .generate_options import SERVED
-from .padding import check_unpadded, is_left_padded
+from .padding import check_unpadded, left_padded
 from .ranker import SafetyRanker, check_ranker
 
 OUTPUTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
@@ -84,7 +84,7 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
         _check(generation_config, n)
         read = layers_to_read(model, config, layers)
         if model not in checked:
-            fingerprint.warn_if_other_model("best_of_n", model, ranker, layers, stacklevel=2)
+            fingerprint.warn_if_other("best_of_n", ranker, model, None, layers, stacklevel=2)
             checked.add(model)
         scorer = prepare(model.device)
 
@@ -93,9 +93,8 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
         plain.pad_token_id = _pad(generation_config)
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
-        _check_prompts(input_ids, mask, model_kwargs)
+        mask = _whole_prompts(input_ids, mask, model_kwargs)
         check_unpadded("best_of_n", model, read, input_ids, mask)
-        mask = mask.long()
         pooling, gate = scorer.config.pooling, scorer.gate
         if (plain.num_beams or 1) > 1:
             search = functools.partial(beams.search, op="best_of_n", layers=read, pooling=pooling, gate=gate)
@@ -138,8 +137,8 @@ def _check(config: GenerationConfig, n: int) -> None:
         raise ValueError(f"best_of_n: num_return_sequences is the number of candidates, at least 2; got {n}")
 
 
-def _check_prompts(input_ids: Tensor, mask: Tensor, model_kwargs: Mapping[str, Any]) -> None:
-    """All prompts from their first token to their last: where they are, their states are pooled."""
+def _whole_prompts(input_ids: Tensor, mask: Tensor, model_kwargs: Mapping[str, Any]) -> Tensor:
+    """The mask in int64, of prompts from their first token to their last: where they are, their states are pooled."""
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise ValueError("best_of_n: past_key_values cannot be served: the prompt's own states are needed")
@@ -148,8 +147,7 @@ def _check_prompts(input_ids: Tensor, mask: Tensor, model_kwargs: Mapping[str, A
             f"best_of_n: input_ids must be given, one for each of attention_mask {list(mask.shape)}, got "
             f"{list(input_ids.shape)}; inputs_embeds alone cannot be served"
         )
-    if not is_left_padded(mask):
-        raise ValueError("best_of_n: attention_mask must be zeros, then ones, in every row: pad on the left")
+    return left_padded("best_of_n", mask)
 
 
 def _watched(criteria: StoppingCriteriaList, capture: Capture) -> StoppingCriteriaList:

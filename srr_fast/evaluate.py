@@ -245,6 +245,7 @@ def _about(ranker: SafetyRanker, keys: Sequence[Key]) -> dict[str, Any]:
     return {
         "model_id": ranker.model_id,
         "model_fingerprint": ranker.model_fingerprint,
+        "reading_fingerprint": ranker.reading_fingerprint,
         "layers": [k for k, _ in keys],
         "parameters": sum(weight.numel() for weight in ranker.parameters()),
         **{name: value for name, value in ranker.config.to_dict().items() if name != "layer"},

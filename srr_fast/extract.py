@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from .lists import LabelledList
 
-FORMAT = 2  # of the cache, and of what is read: another one is another folder
 POOLINGS = ("mean", "last")  # gated pooling learns its gate from single tokens, which are not kept
 SHARD_TOKENS = 1 << 15  # what a kill can lose
 SHARD_BYTES = 1 << 26
@@ -160,7 +159,8 @@ class ShardWriter:
 
 def cache_name(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """The folder of a backbone inside a cache: type of the model, then a hash of all that its states depend on."""
-    parts = [FORMAT, fingerprint.of_model(model), fingerprint.of_input(model, tokenizer), model.dtype]
+    made_of = fingerprint.of_model(model), fingerprint.of_reading(model, tokenizer)
+    parts = [*made_of, fingerprint.of_input(model, tokenizer), model.dtype]
     return f"{model.config.model_type}-{_hash(*map(str, parts)).hex()[: fingerprint.DIGITS]}"
 
 

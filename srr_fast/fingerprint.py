@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells one backbone from another, so that a ranker is not used with states it was not trained on."""
+"""Tells one backbone, and its way to read texts, from another: a ranker is for the states it was trained on alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from .backbone import is_encoder
 from .decoder import decoder_layers
-from .reading import ENCODERS_READ
+from .reading import READ
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,11 @@ CONFIG_FIELDS = (
     "intermediate_size",
 )
 SAMPLE = 16  # values read of every weight
+PROBE = (  # what tokenizers part in their own ways
+    "The 7 foxes didn't  jump\tover 1,234.5\u202f€;\r\n  naïve straße e\u0301 ﬁ \uff21 if(x_1!=y){}\n\n"
+    "Ωμέγα привет 你好世界 こんにちは 한국 مرحبا नमस्ते 🙂👩\u200d👧 "
+    "<s></s><|endoftext|><|im_start|><|im_end|>[CLS][SEP]<unk>"
+)
 DIGITS = 16
 
 
@@ -39,21 +44,29 @@ def of_model(model: PreTrainedModel, layers: Sequence[nn.Module] | None = None) 
 
     Covers the shape of the text config and 16 evenly spaced values of each parameter of the decoder blocks, rounded to
     bfloat16: float32 and bfloat16 loads of the same weights agree. Embeddings and head are left out, so added tokens
-    do not matter. Quantised weights and active adapters give another fingerprint, as they give other states. Of an
-    encoder also what it reads of a text: a ranker from before that changed is none for it.
+    do not matter. Quantised weights and active adapters give another fingerprint, as they give other states.
     layers: as in :func:`decoder.decoder_layers`.
 
     Raises ValueError when a weight is on the meta device (offloaded).
     """
     config = model.config.get_text_config(decoder=True)
     fields = [getattr(config, name, None) for name in CONFIG_FIELDS]
-    if is_encoder("fingerprint", model):
-        fields.append(ENCODERS_READ)
     digest = hashlib.sha256(json.dumps(fields).encode())
     for layer in decoder_layers(model, layers):
         for name, weight in layer.named_parameters():
             digest.update(_sample(name, weight))
     return digest.hexdigest()[:DIGITS]
+
+
+def of_reading(model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of 16 hex digits of how texts become the tokens that are read.
+
+    Covers the ids of a probe text with its special tokens, the chat template as it is written, for what it renders may
+    name the day, and the way this package reads texts. model: None is a causal one that other processes hold.
+    """
+    kind = "encoder" if model is not None and is_encoder("fingerprint", model) else "causal"
+    content = [kind, READ[kind], tokenizer.chat_template, tokenizer(PROBE, verbose=False)["input_ids"]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 def of_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -88,20 +101,33 @@ def _sample(name: str, weight: Tensor) -> bytes:
     return sample.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def warn_if_other_model(
-    op: str, model: PreTrainedModel, ranker: SafetyRanker, layers: Sequence[nn.Module] | None, *, stacklevel: int
+def warn_if_other(
+    op: str,
+    ranker: SafetyRanker,
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    layers: Sequence[nn.Module] | None = None,
+    *,
+    stacklevel: int,
 ) -> None:
-    """Warn when the ranker knows its model and this is another one. stacklevel: of the caller, as in warnings.warn."""
-    if ranker.model_fingerprint is None:
-        return
-    try:
-        found = of_model(model, layers)
-    except ValueError as error:
-        found = str(error)
-    if found != ranker.model_fingerprint:
+    """Warn when the ranker knows what it was trained with and this is another model, tokenizer or chat template.
+
+    model, tokenizer: None is not at hand and not compared. stacklevel: of the caller, as in warnings.warn.
+    """
+    compared = []
+    if model is not None and ranker.model_fingerprint is not None:
+        try:
+            found = of_model(model, layers)
+        except ValueError as error:
+            found = str(error)
+        compared.append(("weights", ranker.model_fingerprint, found))
+    if tokenizer is not None and ranker.reading_fingerprint is not None:
+        compared.append(("tokenizer or chat template", ranker.reading_fingerprint, of_reading(model, tokenizer)))
+    others = [f"other {what}, fingerprint {known}, here {found}" for what, known, found in compared if known != found]
+    if others:
         warnings.warn(
-            f"{op}: the ranker was trained on the states of {ranker.model_id or 'a model'} with fingerprint "
-            f"{ranker.model_fingerprint}, this model's is {found}: its scores may mean nothing here",
+            f"{op}: the ranker was trained on {ranker.model_id or 'a model'} with {' and '.join(others)}: "
+            "its scores may mean nothing here",
             UserWarning,
             stacklevel=stacklevel + 1,
         )

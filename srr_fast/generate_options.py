@@ -86,6 +86,11 @@ class Options:
         for name, (served, instead) in SERVED.items():
             if self[name] not in served:
                 raise ValueError(f"BestOfN: {name}={self[name]!r} cannot be served: {instead}")
+        criteria = self.given.get("stopping_criteria") or []
+        if not isinstance(criteria, list | tuple) or not all(map(callable, criteria)):
+            inside = sorted({type(one).__name__ for one in criteria}) if isinstance(criteria, list | tuple) else ()
+            got = type(criteria).__name__ + (f" of {'/'.join(inside)}" if inside else "")
+            raise TypeError(f"BestOfN: stopping_criteria must be a list of StoppingCriteria, got {got}")
         if self["cache_implementation"] == "paged":
             raise ValueError("BestOfN: cache_implementation='paged' cannot be served; choose 'dynamic' or 'static'")
         if self.num_beams > 1:

@@ -25,7 +25,7 @@ from .capture import Capture, Generated
 from .checks import check_tensor
 from .decoder import states_to_read
 from .generate_options import Options
-from .padding import check_unpadded, is_left_padded
+from .padding import check_unpadded, left_padded
 from .prompts import encode
 from .pruning import Pruner, Schedule, check_schedule
 from .ranked_model import RankedModel
@@ -89,7 +89,7 @@ class BestOfN(RankedModel):
 
     model:     a decoder-only transformers model with ``generate``.
     tokenizer: its tokenizer, or None to work on token tensors.
-    ranker:    read once; later changes to it do not matter. Warns when its fingerprint is not the model's.
+    ranker:    read once; later changes to it do not matter. Warns when it was trained with another model or tokenizer.
     layers:    the decoder blocks, for a model where :func:`srr_fast.decoder.decoder_layers` does not find them.
 
     Holds no state between calls: several threads may generate at once. Forwards are compiled where generate would
@@ -209,7 +209,13 @@ class BestOfN(RankedModel):
             tokenizer = kwargs.pop("tokenizer", self.tokenizer)
             if tokenizer is None:
                 raise ValueError("BestOfN: stop_strings want a tokenizer, pass tokenizer=")
-            criteria.append(StopStringCriteria(tokenizer, stop_strings))
+            try:
+                criteria.append(StopStringCriteria(tokenizer, stop_strings))
+            except ValueError as error:  # it finds out what tokens spell by what they add to a made-up word
+                raise ValueError(
+                    f"BestOfN: stop_strings={stop_strings!r} cannot be looked for with this tokenizer, as it does not "
+                    f"spell every word ({error}); pass stopping_criteria= that read the text"
+                ) from error
             kwargs["stop_strings"] = None
         pooling, gate = self.scorer.config.pooling, self.scorer.gate
 
@@ -292,9 +298,7 @@ def _check_tensors(inputs: Mapping[str, Tensor], options: Options) -> tuple[Tens
         pad = options["pad_token_id"]
         mask = torch.ones_like(ids) if pad is None or pad in options.eos else (ids != pad).long()
     check_tensor("BestOfN", "attention_mask", mask, tuple(ids.shape), (torch.int64, torch.int32, torch.bool))
-    mask = mask.long()
-    if not is_left_padded(mask):
-        raise ValueError("BestOfN: attention_mask must be zeros, then at least one one, in every row: pad on the left")
+    mask = left_padded("BestOfN", mask)
     if len(ids) and ids.shape[1] == 0:
         raise ValueError("BestOfN: input_ids must have at least one token per prompt, got P=0")
     return ids, mask

@@ -25,12 +25,15 @@ _reads: weakref.WeakKeyDictionary[nn.Module, bool] = (
 )  # by the module whose states were tried
 
 
-def is_left_padded(mask: Tensor) -> bool:
-    """Whether every row [P] is zeros, then at least one one."""
+def left_padded(op: str, mask: Tensor) -> Tensor:
+    """The mask [B, P] in int64. Raises ValueError unless every row is zeros, then at least one one."""
+    odd = mask[mask != mask.bool()]
+    if len(odd):
+        raise ValueError(f"{op}: attention_mask must hold 0 and 1 alone, got {odd[0].item()}")
     mask = mask.long()
-    return not mask.numel() or bool(
-        (mask.diff(dim=1) >= 0).all() and (mask[:, -1] == 1).all() and (mask == mask.bool()).all()
-    )
+    if mask.numel() and not ((mask.diff(dim=1) >= 0).all() and mask[:, -1].all()):
+        raise ValueError(f"{op}: attention_mask must be zeros, then at least one one, in every row: pad on the left")
+    return mask
 
 
 def check_unpadded(op: str, model: PreTrainedModel, layers: Sequence[nn.Module], ids: Tensor, mask: Tensor) -> None:

@@ -16,7 +16,8 @@ def encode(op: str, tokenizer: PreTrainedTokenizerBase | None, prompt: str | Seq
     """Token ids of a string or a conversation.
 
     With a chat template a string is one user message and both end with the generation prompt. Without one a string is
-    continued as it is, and a conversation is refused. Raises ValueError, its message starting with ``op``.
+    continued as it is, and a conversation is refused. Raises ValueError, its message starting with ``op``; also for
+    text with half a character in it.
     """
     if not isinstance(prompt, str):
         _check_messages(op, prompt)
@@ -25,25 +26,40 @@ def encode(op: str, tokenizer: PreTrainedTokenizerBase | None, prompt: str | Seq
     if not tokenizer.chat_template:
         if not isinstance(prompt, str):
             raise ValueError(f"{op}: messages want a tokenizer with a chat_template, this one has none")
+        check_unicode(op, prompt)
         return tokenizer(prompt)["input_ids"]
     messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    check_unicode(op, text)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def encode_responses(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str]) -> list[list[int]]:
+def encode_responses(op: str, tokenizer: PreTrainedTokenizerBase, responses: Sequence[str]) -> list[list[int]]:
     """Token ids of answers that were given as texts: no special tokens, and what is spelled like one is read as text.
 
-    Otherwise an answer that spells the end of sequence would be judged by what comes before it alone.
+    Otherwise an answer that spells the end of sequence would be judged by what comes before it alone. Raises ValueError
+    for text with half a character in it.
     """
     if not responses:
         return []
+    for response in responses:
+        check_unicode(op, response)
     ids: list[list[int]] = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
     special = _special_ids(tokenizer)
     for i, own in enumerate(ids):
         if not special.isdisjoint(own):
             ids[i] = _speller(tokenizer)(responses[i], add_special_tokens=False)["input_ids"]
     return ids
+
+
+def check_unicode(op: str, text: str) -> None:
+    """Raise ValueError for a lone surrogate, half a character that no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = error.start
+        near = ascii(text[max(at - 20, 0) : at + 20])
+        raise ValueError(f"{op}: text must be Unicode, got the lone surrogate {text[at]!a} in {near}") from None
 
 
 # Of a tokenizer, for as long as it lives: both take long to make.

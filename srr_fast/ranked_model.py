@@ -21,7 +21,7 @@ class RankedModel:
     """The base of :class:`BestOfN` and :class:`TextRanker`.
 
     op: begins its messages. The ranker is read once; ``layers`` are the modules to read, in the order of its config.
-    Warns when the ranker's fingerprint is not the model's.
+    Warns when the ranker was trained with other weights, another tokenizer or chat template.
     Raises TypeError or ValueError for a tokenizer or ranker that is none, or a ranker that cannot read the model.
     """
 
@@ -40,7 +40,7 @@ class RankedModel:
         self.layers = layers_to_read(model, ranker.config, layers)
         self.scorer = ranker.prepare(model.device)
         self.calibration = ranker.calibration
-        fingerprint.warn_if_other_model(op, model, ranker, layers, stacklevel=4)
+        fingerprint.warn_if_other(op, ranker, model, tokenizer, layers, stacklevel=3)
 
     def _safety(self, scores: Tensor) -> list[float | None]:
         """Of each score [M], in [0, 1]; None without a calibration."""

@@ -35,7 +35,9 @@ class SafetyRanker(nn.Module):
 
     config:            the shape, :class:`RankerConfig`.
     calibration:       maps scores to a safety in [0, 1]; a probability only for ``scope="pair"``.
-    model_id:          the language model whose states it reads; model_fingerprint: see :func:`fingerprint.of_model`.
+    model_id:          the language model whose states it reads; model_fingerprint: of its weights, see
+                       :func:`fingerprint.of_model`; reading_fingerprint: of its tokenizer and chat template, see
+                       :func:`fingerprint.of_reading`.
     metrics:           plain JSON values to keep with the checkpoint.
 
     Parameters carry the names of the checkpoint: ``projection.*``, ``encoder.layers.*`` as in
@@ -49,13 +51,18 @@ class SafetyRanker(nn.Module):
         calibration: Calibration | None = None,
         model_id: str | None = None,
         model_fingerprint: str | None = None,
+        reading_fingerprint: str | None = None,
         metrics: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(config, RankerConfig):
             raise TypeError(f"SafetyRanker: config must be a RankerConfig, got {type(config).__name__}")
         self.config = config
-        for name, text in (("model_id", model_id), ("model_fingerprint", model_fingerprint)):
+        for name, text in (
+            ("model_id", model_id),
+            ("model_fingerprint", model_fingerprint),
+            ("reading_fingerprint", reading_fingerprint),
+        ):
             if text is not None and not isinstance(text, str):
                 raise TypeError(f"SafetyRanker: {name} must be a str or None, got {type(text).__name__}")
         if metrics is not None and not isinstance(metrics, dict):
@@ -63,6 +70,7 @@ class SafetyRanker(nn.Module):
         self.calibration = None if calibration is None else _calibration(calibration)
         self.model_id = model_id
         self.model_fingerprint = model_fingerprint
+        self.reading_fingerprint = reading_fingerprint
         self.metrics = dict(metrics or {})
         self.projection = nn.Linear(config.state_size, config.proj_dim)
         # Holds the parameters only: the arithmetic is reference.score's.

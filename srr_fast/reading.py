@@ -21,7 +21,9 @@ from .forced import Reading
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ENCODERS_READ = 2  # how an encoder reads texts; part of its fingerprint, so that rankers of another way are told
+# How texts are read, by kind of backbone; another way is another number. Part of `fingerprint.of_reading`: rankers of
+# another way are told, and what a cache holds of it is not found.
+READ = {"causal": 2, "encoder": 2}
 CHUNK = 256  # texts tokenised at once
 
 
@@ -65,7 +67,9 @@ class Reader:
         self.cut = cut
         return [
             self._response(asked[instruction], ids)
-            for instruction, ids in zip(instructions, prompts.encode_responses(self.tokenizer, responses), strict=True)
+            for instruction, ids in zip(
+                instructions, prompts.encode_responses(self.op, self.tokenizer, responses), strict=True
+            )
         ]
 
     def _prompt(self, text: str) -> Reading:
@@ -82,6 +86,8 @@ class Reader:
         return Reading(np.concatenate([prompt, np.array(ids, np.int32)]), len(prompt), len(prompt) + len(ids))
 
     def _encode(self, texts: list[str], others: list[str] | None) -> list[Reading]:
+        for text in texts + (others or []):
+            prompts.check_unicode(self.op, text)
         readings = []
         for low in range(0, len(texts), CHUNK):
             high = low + CHUNK

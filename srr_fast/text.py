@@ -43,7 +43,7 @@ class TextRanker(RankedModel):
     model:     a decoder-only transformers model with ``generate``, or an encoder such as BERT; in eval mode, not
                compiled.
     tokenizer: its tokenizer, or None to work on token ids; an encoder wants a fast one, and texts.
-    ranker:    read once; later changes to it do not matter. Warns when its fingerprint is not the model's.
+    ranker:    read once; later changes to it do not matter. Warns when it was trained with another model or tokenizer.
     layers:    the decoder blocks, for a model where :func:`srr_fast.decoder.decoder_layers` does not find them.
 
     Layers above the deepest one read, and the head, are not run. Holds no state between calls: several threads may
@@ -198,7 +198,7 @@ class TextRanker(RankedModel):
         if isinstance(response, str):
             if self.tokenizer is None:
                 raise ValueError("rank: text wants a tokenizer; without one pass token ids")
-            return prompts.encode_responses(self.tokenizer, [response])[0]
+            return prompts.encode_responses("rank", self.tokenizer, [response])[0]
         ids = self._ids(f"response {i} to instruction {b}", response, "a string or token ids")
         return prompts.before_eos(self.model, ids)
 

@@ -24,6 +24,8 @@ from .teacher import KernelTeacher
 OBJECTIVES = ("distilled", "listwise", "pairwise", "pointwise")
 COMPONENTS = 256  # of the states, kept for the kernel: it measures distances, and what hardly varies is noise to it
 GROUP = 8  # drawn candidates that share an instruction
+STEPS, EPOCHS = 1000, 30  # where nothing is said
+SEEDS = 2**32  # numpy's, which Trainer seeds too
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,15 @@ class TrainingOptions:
     objective: ``distilled``: the ranker learns the scores of a kernel machine (:mod:`srr_fast.teacher`) on mixtures of
                states; ``listwise``: KL of the paper; ``pairwise``: logistic loss of every safe-unsafe pair of a list;
                ``pointwise``: cross-entropy of every label.
-    steps:     of the optimiser for ``distilled``; passes over the lists for the others, fewer where the validation
-               loss stops falling for ``patience`` passes.
+    steps:     of the optimiser, for ``distilled``; default 1000.
+    epochs:    passes over the lists, for the others, fewer where the validation loss stops falling for ``patience``
+               passes; default 30.
     batch:     drawn candidates, or lists. list_size: responses of a longer list that one pass sees, drawn anew.
     """
 
     objective: str = "distilled"
-    steps: int = 1000
-    epochs: int = 30
+    steps: int | None = None
+    epochs: int | None = None
     patience: int = 5
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
@@ -52,9 +55,14 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"train: objective must be one of {OBJECTIVES}, got {self.objective!r}")
-        for name in ("steps", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train: {name} must be at least 1, got {getattr(self, name)}")
+        for name, value in (("steps", self.steps), ("epochs", self.epochs)):
+            if value is not None and (name == "steps") != (self.objective == "distilled"):
+                takes = "steps" if name == "epochs" else "epochs"
+                raise ValueError(f"train: objective {self.objective} takes {takes}, not {name}, got {name}={value}")
+            if value is not None and value < 1:
+                raise ValueError(f"train: {name} must be at least 1, got {value}")
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"train: seed must be in 0 .. {SEEDS - 1}, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,7 @@ class _Lists:
         self.size = options.list_size if draw else None
         self.generator = torch.Generator().manual_seed(options.seed)
         self.numbers, self.batch = _Numbers(len(self.rows)), options.batch
-        self.passes: dict[str, Any] = {"num_train_epochs": options.epochs}
+        self.passes: dict[str, Any] = {"num_train_epochs": options.epochs or EPOCHS}
 
     def __call__(self, numbers: list[int]) -> dict[str, Tensor]:
         part = self.examples.take(self.rows[numbers], self.size, self.generator)
@@ -210,8 +218,9 @@ class _Drawn:
         self.inst, self.resp = examples.inst, examples.resp
         self.teacher = KernelTeacher(examples.resp, examples.safe, options.seed)
         self.batch = max(options.drawn // GROUP, 1)
-        self.numbers = _Numbers(options.steps * self.batch)
-        self.passes: dict[str, Any] = {"max_steps": options.steps}
+        steps = options.steps or STEPS
+        self.numbers = _Numbers(steps * self.batch)
+        self.passes: dict[str, Any] = {"max_steps": steps}
 
     def __call__(self, numbers: list[int]) -> dict[str, Tensor]:
         M = len(numbers) * GROUP

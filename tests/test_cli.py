@@ -167,6 +167,8 @@ def test_faults_of_the_caller(command, folder, tmp_path):
     (tmp_path / "latin.txt").write_bytes("w30 é".encode("latin-1"))
     assert "latin.txt: is not UTF-8" in command(*rank[:-1], tmp_path / "latin.txt", status=2)
     assert "must be in 0 .. 65535, got 99999" in command("serve", "--port", 99999, status=2)
+    assert "rank: text must be Unicode, got the lone surrogate" in command(*rank, stdin='["\\ud800"]', status=2)
+    assert "must be Unicode" in command("generate", "--input", "-", stdin='{"prompt": "\\ud800"}', status=2)
     assert "PROMPT" in command("generate", status=2)
     assert "PROMPT" in command("generate", "w30", "--input", "-", status=2)
     assert "must be TOKENS:SHARE, like 32:0.5, got 'half'" in command("generate", "w30", "--prune", "half", status=2)
@@ -174,6 +176,20 @@ def test_faults_of_the_caller(command, folder, tmp_path):
     assert "min_safety must be in [0, 1]" in command("generate", "w30", "--min-safety", 2, status=2)
     assert "go together" in run_alone("rank", "--model", folder / "model", "--instruction", "x", "--candidates", "-")
     assert "invalid choice" in run_alone("rerank")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**80, "1.5", "x"])
+@pytest.mark.parametrize("name", ["demo", "generate", "sample", "train", "eval"])
+def test_a_seed_is_a_number_of_64_bits(capsys, name, seed):
+    with pytest.raises(SystemExit, match="2"):
+        main([name, "--seed", str(seed)])
+    message = f"argument --seed: must be a whole number in 0 .. 9223372036854775807, got {seed}\n"
+    assert capsys.readouterr().err == f"srr-fast {name}: {message}"
+
+
+def test_the_largest_seed_draws(command):
+    options = ["w30", "--n", 2, "--max-new-tokens", 2, "--seed", 2**63 - 1]
+    assert command("generate", *options) == command("generate", *options)
 
 
 def run_alone(*arguments):

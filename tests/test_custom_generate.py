@@ -136,16 +136,26 @@ def test_options_it_cannot_serve(options):
 )
 @pytest.mark.parametrize("beams", [{}, dict(num_beams=N)])
 def test_prompts_are_padded_on_the_left(mask, beams):
-    with pytest.raises(ValueError, match="best_of_n: attention_mask must be zeros, then ones"):
+    with pytest.raises(ValueError, match="best_of_n: attention_mask must be zeros, then at least one one"):
         run(tiny("llama"), make_ranker(), attention_mask=mask, **beams)
 
 
-def test_a_mask_of_another_type():
+@pytest.mark.parametrize("as_type", [torch.Tensor.float, torch.Tensor.double, torch.Tensor.int, torch.Tensor.bool])
+def test_a_mask_of_another_type(as_type):
     out, same = (
         run(tiny("llama"), make_ranker(), attention_mask=mask, return_dict_in_generate=True)
-        for mask in (MASK, MASK.float())
+        for mask in (MASK, as_type(MASK))
     )
     assert torch.equal(out.candidate_scores, same.candidate_scores)
+
+
+@pytest.mark.parametrize("odd", [0.5, 1e-3, 2.0, -1.0, float("nan"), 2])
+@pytest.mark.parametrize("beams", [{}, dict(num_beams=N)])
+def test_a_mask_between_its_values_is_refused(odd, beams):
+    mask = MASK.float() if isinstance(odd, float) else MASK.clone()
+    mask[1, -1] = odd
+    with pytest.raises(ValueError, match=f"best_of_n: attention_mask must hold 0 and 1 alone, got {odd}"):
+        run(tiny("llama"), make_ranker(), attention_mask=mask, **beams)
 
 
 def test_prompts_are_whole():

@@ -8,7 +8,6 @@ import warnings
 import pytest
 import torch
 
-from srr_fast import fingerprint
 from srr_fast.cli.command import main
 from srr_fast.extract import extract
 from srr_fast.generation import BestOfN
@@ -101,15 +100,3 @@ def test_the_rank_command_takes_encoders(tmp_path, capsys):
     assert main(["rank", *map(str, options), "--candidates", str(tmp_path / "answers.txt"), "--format", "jsonl"]) == 0
     want = [r.index for r in make_ranker().rank(model, words, "w30", ["w40", "w41 w42"])]
     assert [int(line.split('"index": ')[1][0]) for line in capsys.readouterr().out.splitlines()] == want
-
-
-def test_a_ranker_from_another_reading_order_is_told(monkeypatch):
-    model, tokenizer = encoder("bert"), pair_tokenizer("bert")
-    with monkeypatch.context() as before:
-        before.setattr(fingerprint, "ENCODERS_READ", 1)
-        old = fingerprint.of_model(model)
-    assert old != fingerprint.of_model(model)
-    ranker = make_ranker()
-    ranker.model_fingerprint = old
-    with pytest.warns(UserWarning, match="its scores may mean nothing here"):
-        TextRanker(model, tokenizer, ranker)

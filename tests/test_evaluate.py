@@ -28,6 +28,7 @@ def saved_ranker(folder, **options):
     ranker = make_ranker(**{"calibration": Calibration(3.0, 0.5)} | options)
     ranker.model_id = str(folder / "model")
     ranker.model_fingerprint = fingerprint.of_model(tiny("llama"))
+    ranker.reading_fingerprint = fingerprint.of_reading(None, tokenizer(CHAT_TEMPLATE))
     ranker.save_pretrained(folder / "ranker")
     return ranker
 
@@ -236,10 +237,14 @@ def test_responses_without_a_label_are_left_out_and_counted():
     assert kept.responses == (known, LabelledResponse("w41", False))
 
 
-def test_another_model_is_used_with_a_warning(command, tmp_path):
-    tiny("llama", seed=1).save_pretrained(tmp_path / "model")
-    tokenizer(CHAT_TEMPLATE).save_pretrained(tmp_path / "model")
-    with pytest.warns(UserWarning, match="the ranker was trained on the states of .* its scores may mean nothing"):
+@pytest.mark.parametrize(
+    ("seed", "template", "what"), [(1, CHAT_TEMPLATE, "weights"), (0, None, "tokenizer or chat template")]
+)
+def test_another_model_is_used_with_a_warning(command, tmp_path, seed, template, what):
+    tiny("llama", seed=seed).save_pretrained(tmp_path / "model")
+    tokenizer(template).save_pretrained(tmp_path / "model")
+    message = f"eval: the ranker was trained on .* with other {what}, .*: its scores may mean nothing"
+    with pytest.warns(UserWarning, match=message):
         found, _ = command("--model", tmp_path / "model")
     assert found["data"]["model"] == str(tmp_path / "model")
 

@@ -12,11 +12,12 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GenerationConfig,
+    MaxLengthCriteria,
     T5Config,
     T5ForConditionalGeneration,
 )
 
-from srr_fast import best_of_n, fingerprint, reference
+from srr_fast import best_of_n, fingerprint, minichat, reference
 from srr_fast.config import RankerConfig
 from srr_fast.decoder import decoder_layers
 from srr_fast.generation import BestOfN
@@ -209,6 +210,12 @@ def test_stop_strings():
         BestOfN(model, None, ranker).generate(PADDED, stop_strings=stops)
 
 
+def test_stop_strings_want_a_tokenizer_that_spells_every_word():
+    message = r"BestOfN: stop_strings=\['diary'\] cannot be looked for .* pass stopping_criteria= that read the text"
+    with pytest.raises(ValueError, match=message):
+        BestOfN(*minichat.load()).generate("How do I open a jar?", 2, stop_strings=["diary"])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -278,11 +285,22 @@ def test_bad_prompts(prompts, error):
             BestOfN(tiny("llama"), tokenizer(CHAT_TEMPLATE), make_ranker()).generate(prompts)
 
 
+@pytest.mark.parametrize("template", [None, CHAT_TEMPLATE])
+def test_half_a_character_is_no_text(template):
+    bon = BestOfN(tiny("llama"), tokenizer(template), make_ranker())
+    with pytest.raises(ValueError, match=r"BestOfN: text must be Unicode, got the lone surrogate '\\ud800' in '.*w31"):
+        bon.generate("w30 \ud800 w31")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (dict(generation_config={"top_k": 3}), "generation_config must be a GenerationConfig or None, got dict"),
         (dict(fallback=3), "fallback must be a str or None, got int"),
+        (dict(stopping_criteria=MaxLengthCriteria(9)), "stopping_criteria must be a list .*, got MaxLengthCriteria"),
+        (dict(stopping_criteria=lambda ids, scores: ids), "stopping_criteria must be a list .*, got function"),
+        (dict(stopping_criteria=[MaxLengthCriteria(9), 5]), "stopping_criteria .*, got list of MaxLengthCriteria/int"),
+        (dict(stopping_criteria="x"), "stopping_criteria must be a list of StoppingCriteria, got str"),
     ],
     ids=str,
 )

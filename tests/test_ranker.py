@@ -28,7 +28,8 @@ CASES = [
 def saved(folder, case=CASES[0]):
     ranker = case.build()
     ranker.calibration = Calibration(3.0, -1.0)
-    ranker.model_id, ranker.model_fingerprint, ranker.metrics = "some/model", "abc", {"top1": 0.5}
+    ranker.model_id, ranker.metrics = "some/model", {"top1": 0.5}
+    ranker.model_fingerprint, ranker.reading_fingerprint = "abc", "def"
     ranker.save_pretrained(folder)
     return ranker
 
@@ -52,11 +53,18 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, case):
     assert not again.training
     assert again.config == ranker.config
     assert again.calibration == ranker.calibration
-    assert (again.model_id, again.model_fingerprint, again.metrics) == ("some/model", "abc", {"top1": 0.5})
+    assert (again.model_id, again.metrics) == ("some/model", {"top1": 0.5})
+    assert (again.model_fingerprint, again.reading_fingerprint) == ("abc", "def")
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ranker.parameters(), strict=True))
     inst, resp, _ = case.inputs()
     assert torch.equal(again.score(inst, resp).scores, ranker.score(inst, resp).scores)
     assert "some/model" in (tmp_path / "README.md").read_text()
+
+
+def test_a_ranker_without_values_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="save_pretrained: the ranker must have values, it is on the meta device"):
+        CASES[0].build().to("meta").save_pretrained(tmp_path / "ranker")
+    assert not (tmp_path / "ranker").exists()
 
 
 def plain_pytorch(folder, inst, resp):
@@ -229,6 +237,7 @@ def test_files_that_do_not_end_are_refused(tmp_path, name, target):
         (dict(model_id=5), "model_id must be a str"),
         (dict(model_id="\ud800"), "a lone surrogate"),
         (dict(model_fingerprint=b"ab"), "bytes is not JSON serializable"),
+        (dict(reading_fingerprint=7), "reading_fingerprint must be a str or None, got int"),
         (dict(calibration="ab"), "calibration must be two numbers"),
         (dict(calibration=(math.nan, 0.0)), "not JSON compliant"),
         (dict(calibration=(-1.0, 0.0)), "slope above 0"),
@@ -431,6 +440,7 @@ def test_the_widest_configuration_is_one():
         (dict(calibration=(1.0, 2.0, 3.0)), TypeError),
         (dict(model_id=5), TypeError),
         (dict(model_fingerprint=5), TypeError),
+        (dict(reading_fingerprint=5), TypeError),
         (dict(metrics=[]), TypeError),
     ],
     ids=str,

@@ -17,13 +17,16 @@ from transformers import T5Config, T5ForConditionalGeneration
 from srr_fast import fingerprint, forced, minichat, prompts, reference
 from srr_fast.config import RankerConfig
 from srr_fast.decoder import decoder_layers
+from srr_fast.extract import extract
 from srr_fast.forced import TruncatedForward, pool_given
 from srr_fast.generation import BestOfN
+from srr_fast.lists import LabelledList, LabelledResponse
 from srr_fast.ranker import Calibration, SafetyRanker
 from srr_fast.text import TextRanker
 
 from .at_once import at_once
 from .best_of_n import IDS, MASK, PADDED, alone, make_ranker
+from .plain_states import BACKBONES
 from .tiny_models import ARCHITECTURES, CHAT_TEMPLATE, WIDTH, fresh, tiny, tokenizer
 
 PROMPTS = [row[mask == 1].tolist() for row, mask in zip(IDS, MASK, strict=True)]
@@ -144,7 +147,7 @@ def test_a_response_ends_before_eos():
 
 def test_a_text_that_spells_a_special_token_is_read_to_its_end():
     own = minichat.load_model()[1]
-    spelled, plain = prompts.encode_responses(own, [f"the {own.eos_token} bomb", "the bomb"])
+    spelled, plain = prompts.encode_responses("test", own, [f"the {own.eos_token} bomb", "the bomb"])
     assert own.eos_token_id not in spelled and spelled[0] == plain[0] and spelled[-1] == plain[-1]
     assert own.eos_token_id in own(f"the {own.eos_token}")["input_ids"]  # the tokenizer is as it was
     model, ranker = fresh("llama"), make_ranker()
@@ -282,6 +285,17 @@ def test_one_default():
 def test_bad_arguments(instruction, responses, options, error, message):
     with pytest.raises(error, match=f"rank: .*{message}"):
         make_ranker().rank(tiny("llama"), None, instruction, responses, **options)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_half_a_character_is_no_text(name):
+    model, words = BACKBONES[name]()
+    for instruction, responses in (("w30 \udfff", ["w40"]), ("w30", ["w40", "w41 \udfff"])):
+        with pytest.raises(ValueError, match=r"rank: text must be Unicode, got the lone surrogate '\\udfff' in '.*w"):
+            make_ranker().rank(model, words, instruction, responses)
+        row = LabelledList(instruction, tuple(map(LabelledResponse, responses)), "1", "a")
+        with pytest.raises(ValueError, match="extract: text must be Unicode"):
+            extract(model, words, [row], layers=[1], poolings=["mean"])
 
 
 def test_lists_of_other_lengths():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from srr_fast import RankerConfig, SafetyRanker
+from srr_fast import RankerConfig, SafetyRanker, fingerprint
+from srr_fast.backbone import load_backbone
 from srr_fast.cli.command import main
 from srr_fast.examples import Examples, Standardisation
 from srr_fast.examples import labelled as of_split
@@ -25,6 +27,8 @@ from srr_fast.teacher import KernelTeacher
 from srr_fast.train import (
     OBJECTIVES,
     TrainingOptions,
+    _Drawn,
+    _Lists,
     fit_calibration,
     listwise_kl,
     pairwise_logistic,
@@ -149,7 +153,8 @@ def test_a_long_list_is_cut_to_responses_of_both_kinds():
 @pytest.mark.parametrize("scope", ["pair", "list"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_learns_to_rank(objective, scope):
-    options = TrainingOptions(objective=objective, steps=150, epochs=12, patience=12, drawn=64)
+    passes = {"steps": 150} if objective == "distilled" else {"epochs": 12}
+    options = TrainingOptions(objective=objective, **passes, patience=12, drawn=64)
     config = RankerConfig(D, scope=scope, proj_dim=16)
     trained = train(config, examples(120), examples(30, seed=1), options)
     assert top1(trained.ranker, examples(60, seed=2)) > 0.85
@@ -178,11 +183,23 @@ def test_the_best_pass_is_kept_and_training_stops(monkeypatch):
         (RankerConfig(D), nothing(), {}, "got 0"),
         (RankerConfig(D + 1), examples(9), {}, "must have 25 values, got 24"),
         (RankerConfig(D, pooling="gated"), examples(9), {}, "gated"),
+        (RankerConfig(D), examples(9), {"seed": -1}, "seed must be in 0 .. 4294967295, got -1"),
+        (RankerConfig(D), examples(9), {"seed": 2**32}, "seed must be in 0 .. 4294967295, got 4294967296"),
     ],
 )
 def test_nothing_to_learn_from_is_an_error(config, part, options, words):
     with pytest.raises(ValueError, match=words):
         train(config, part, nothing(), TrainingOptions(**options))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_passes_are_counted_as_the_objective_makes_them(objective):
+    mine, other = ("steps", "epochs") if objective == "distilled" else ("epochs", "steps")
+    with pytest.raises(ValueError, match=f"train: objective {objective} takes {mine}, not {other}, got {other}=7"):
+        TrainingOptions(objective=objective, **{other: 7})
+    data = _Drawn if objective == "distilled" else _Lists
+    for given, passes in (({}, 1000 if objective == "distilled" else 30), ({mine: 7}, 7)):
+        assert list(data(examples(9), TrainingOptions(objective, **given)).passes.values()) == [passes]
 
 
 def test_only_lists_of_one_kind_serve_the_objectives_without_lists():
@@ -240,7 +257,7 @@ def command(folder, tmp_path, capsys):
         data = [str(folder / file) for file in files]
         chosen = ["train", "--model", str(folder / model), "--data", *data, "--out", str(tmp_path / "out")]
         try:
-            got = main([*chosen, "--steps", "60", *map(str, arguments)])
+            got = main([*chosen, *([] if "--objective" in arguments else ["--steps", "60"]), *map(str, arguments)])
         except SystemExit as stop:
             got = stop.code
         out, err = capsys.readouterr()
@@ -258,6 +275,9 @@ def test_the_command_writes_a_ranker_that_serves(command, folder, tmp_path, mode
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"config.json", "model.safetensors", "README.md", "metrics.json", "tables.md", "curves.png"}
     ranker = SafetyRanker.from_pretrained(tmp_path / "out")
+    backbone = load_backbone(folder / model)
+    assert ranker.model_fingerprint == fingerprint.of_model(backbone[0])
+    assert ranker.reading_fingerprint == fingerprint.of_reading(*backbone)
     assert ranker.metrics["lists trained on"] == 100 and ranker.metrics["sources"] == "a, b"
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert ranker.metrics["validation top1"] == written["mean"]["top1"] > 0.6
@@ -268,7 +288,8 @@ def test_the_command_writes_a_ranker_that_serves(command, folder, tmp_path, mode
 
 
 def test_options_reach_the_ranker(command, tmp_path):
-    command("--layers", 0.5, "--pooling", "last", "--scope", "list", "--proj-dim", 8, "--objective", "listwise")
+    shape = ("--layers", 0.5, "--pooling", "last", "--scope", "list", "--proj-dim", 8)
+    command(*shape, "--objective", "listwise", "--epochs", 2)
     config = SafetyRanker.from_pretrained(tmp_path / "out").config
     assert (config.layer, config.pooling, config.scope, config.proj_dim) == (0.5, "last", "list", 8)
 
@@ -285,6 +306,8 @@ def test_faults_leave_nothing_behind(command, folder, tmp_path):
     assert "objective" in command("--objective", "magic", status=2)
     assert "epochs must be at least 1, got 0" in command("--objective", "listwise", "--epochs", 0, status=2)
     assert "steps must be at least 1, got -3" in command("--steps", -3, status=2)
+    assert "listwise takes epochs, not steps" in command("--objective", "listwise", "--steps", 9, status=2)
+    assert "distilled takes steps, not epochs" in command("--epochs", 9, status=2)
     assert "layer must be in 1" in command("--layers", 99, status=2)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
@@ -293,16 +316,32 @@ def test_faults_leave_nothing_behind(command, folder, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "link", "here"])
+@pytest.mark.parametrize("kind", ["folder", "link", "here", "mount", "hidden mount"])
 def test_a_folder_that_is_there_is_written_to(command, folder, tmp_path, monkeypatch, kind):
+    def move(source, to):
+        seen.append({path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")})
+        if kind == "hidden mount" and Path(to) == tmp_path / "out":
+            raise OSError(errno.EBUSY, "busy", str(to))
+        rename(source, to)
+
+    seen, rename = [], os.replace
+    monkeypatch.setattr(os, "replace", move)
+    if kind == "mount":
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
     (tmp_path / "real").mkdir()
     (tmp_path / "out").symlink_to("real") if kind == "link" else (tmp_path / "real").rename(tmp_path / "out")
     (tmp_path / "out" / f".{'0' * 32}").mkdir()  # as of a run that was killed
+    (tmp_path / "out").chmod(0o751)
     before = (tmp_path / "out").stat().st_ino
     if kind == "here":
         monkeypatch.chdir(tmp_path / "out")
     command(*(["--out", "."] if kind == "here" else []))
-    assert (tmp_path / "out").stat().st_ino == before
+    found = (tmp_path / "out").stat()
+    assert found.st_mode & 0o777 == 0o751
+    if kind == "folder":  # empty until it is whole
+        assert not any(seen)
+    else:
+        assert found.st_ino == before and not any("config.json" in names for names in seen)
     assert {"config.json", "curves.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
     SafetyRanker.from_pretrained(tmp_path / "out")

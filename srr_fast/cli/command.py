@@ -9,7 +9,7 @@ import os
 import sys
 from typing import NoReturn
 
-from . import evaluate, extract, lists, serve, shards, train
+from . import evaluate, extract, lists, options, serve, shards, train
 
 FORMATS = ("text", "json", "jsonl")
 
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--prompt", nargs="+", type=_text, metavar="TEXT", help="your own prompts instead")
     demo.add_argument("--tables", type=int, default=4, metavar="K", help="prompts to show in full (%(default)s)")
     demo.add_argument("--max-new-tokens", type=_positive, default=64, metavar="T", help="per candidate (%(default)s)")
-    demo.add_argument("--seed", type=int, default=0)
+    options.add_seed(demo)
     demo.set_defaults(run=_demo, parser=demo)
 
     rank = commands.add_parser("rank", help="rank given answers to an instruction, best first")
@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TOKENS:SHARE",
         help="after so many tokens this share of the candidates goes on, the best so far; 32:0.5 64:0.5",
     )
-    generate.add_argument("--seed", type=int, default=0)
+    options.add_seed(generate)
     generate.add_argument("--format", choices=FORMATS, default="text", help="of the output (%(default)s)")
     shards.add_options(generate)
     generate.set_defaults(run=_generate, parser=generate)
@@ -142,9 +142,9 @@ def _generate(args: argparse.Namespace) -> None:
     _check_model(args)
     if bool(args.prompts) + (args.input is not None) + (args.ray is not None) != 1:
         args.parser.error("wants either PROMPT..., --input FILE|- or --ray")
-    options = {name: getattr(args, name) for name in ("n", "min_safety", "fallback", "prune", "max_new_tokens")}
+    sampling = {name: getattr(args, name) for name in ("n", "min_safety", "fallback", "prune", "max_new_tokens")}
     if args.ray:
-        return shards.run(args, sampling=options, seed=args.seed)
+        return shards.run(args, sampling=sampling, seed=args.seed)
     from ..answers import prompt_of
     from . import texts
 
@@ -154,7 +154,7 @@ def _generate(args: argparse.Namespace) -> None:
         args.prompts or texts.read(args.input, prompt_of),
         args.format,
         args.seed,
-        **options,
+        **sampling,
     )
 
 

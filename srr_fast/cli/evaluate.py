@@ -7,6 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .options import add_seed
+
 
 def add(commands: Any) -> None:
     """Add it to the subcommands of an argument parser."""
@@ -34,7 +36,7 @@ def add(commands: Any) -> None:
         help="lists whose train split is for the baselines that learn; default: --data",
     )
     command.add_argument("--cache", type=Path, metavar="DIR", help="keep the states there for the next run")
-    command.add_argument("--seed", type=int, default=0)
+    add_seed(command)
     command.set_defaults(run=_run, parser=command)
 
 
@@ -63,7 +65,7 @@ def _run(args: argparse.Namespace) -> None:
     if any(name in evaluate.LEARNING for name in names):
         fit = evaluate.to_learn_from(read_lists(*args.fit) if args.fit else rows, lists)
     model, tokenizer = load_backbone(backbone)
-    fingerprint.warn_if_other_model("eval", model, ranker, None, stacklevel=1)
+    fingerprint.warn_if_other("eval", ranker, model, tokenizer, stacklevel=1)
     found = evaluate.evaluate(
         ranker, model, tokenizer, lists, names=names, fit=fit, backbone=backbone, cache_dir=args.cache, seed=args.seed
     )

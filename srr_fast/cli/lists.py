@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters import FORMATS
 from ..lists import LabelledList, read_lists, write_lists
+from .options import add_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +39,7 @@ def add(commands: Any) -> None:
     )
     sample.add_argument("--temperature", type=float, default=1.0, help="of the sampling (%(default)s)")
     sample.add_argument("--max-new-tokens", type=int, default=256, metavar="T", help="per sample (%(default)s)")
-    sample.add_argument("--seed", type=int, default=0)
+    add_seed(sample)
     sample.add_argument("--out", required=True, metavar="FILE", help=".jsonl or .jsonl.gz")
     sample.set_defaults(run=_sample, parser=sample)
 

@@ -10,9 +10,11 @@ import shutil
 import tempfile
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .options import add_seed
 
 if TYPE_CHECKING:
     from ..lists import LabelledList
@@ -58,10 +60,10 @@ def add(commands: Any) -> None:
         default="distilled",
         help="distilled: from a kernel machine on the same states; listwise: KL, as in the paper (%(default)s)",
     )
-    command.add_argument("--epochs", type=int, help="passes over the lists at most; not for distilled")
-    command.add_argument("--steps", type=int, help="of the optimiser, for distilled")
+    command.add_argument("--epochs", type=int, help="passes over the lists at most (30); not for distilled")
+    command.add_argument("--steps", type=int, help="of the optimiser (1000); for distilled alone")
     command.add_argument("--cache", type=Path, metavar="DIR", help="keep the states there for the next run")
-    command.add_argument("--seed", type=int, default=0)
+    add_seed(command)
     command.set_defaults(run=_run, parser=command)
 
 
@@ -81,11 +83,9 @@ def _run(args: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     for module in ("matplotlib", "accelerate"):
         require(module)
-    there = args.out.exists()
-    if there and (not args.out.is_dir() or set(args.out.iterdir()) - set(_parts(args.out))):
+    if args.out.exists() and (not args.out.is_dir() or set(args.out.iterdir()) - set(_parts(args.out))):
         raise ValueError(f"--out: {args.out} is there and not an empty folder")
-    given = {name: getattr(args, name) for name in ("epochs", "steps") if getattr(args, name) is not None}
-    options = TrainingOptions(objective=args.objective, seed=args.seed, **given)
+    options = TrainingOptions(objective=args.objective, steps=args.steps, epochs=args.epochs, seed=args.seed)
     lists = read_lists(*args.data)
     rows, val = (labelled("train", lists, split) for split in ("train", "val"))
     if not rows:
@@ -114,6 +114,7 @@ def _run(args: argparse.Namespace) -> None:
         trained = train(config, read(rows), read(val), options)
         ranker = trained.ranker
         ranker.model_id, ranker.model_fingerprint = str(args.model), fingerprint.of_model(model)
+        ranker.reading_fingerprint = fingerprint.of_reading(model, tokenizer)
         found = evaluate.evaluate(ranker, model, tokenizer, val, cache_dir=cache, seed=args.seed) if val else None
     ranker.metrics = {
         "objective": options.objective,
@@ -126,27 +127,57 @@ def _run(args: argparse.Namespace) -> None:
         ranker.metrics |= {f"validation {name}": found["mean"][name] for name in ("top1", "auc", "n_lists")}
         found["data"] = {"files": [str(path) for path in args.data], "split": "val", "seed": args.seed}
 
+    def write(folder: Path) -> None:
+        ranker.save_pretrained(folder)
+        replace(folder / "curves.png", report.curves(trained.history))
+        if found is not None:
+            report.write(folder, found)
+
     for left in _parts(args.out):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
-    # A folder that is there may be a link, a mount or where the caller stands: it is not replaced, its parent not used.
-    part = args.out / f".{uuid.uuid4().hex}" if there else args.out.with_name(f".{args.out.name}.{uuid.uuid4().hex}")
-    try:
-        ranker.save_pretrained(part)
-        replace(part / "curves.png", report.curves(trained.history))
-        if found is not None:
-            report.write(part, found)
-        if there:
-            for path in sorted(part.iterdir(), key=lambda path: path.name == CONFIG_FILE):  # last: it makes a ranker
-                os.replace(path, args.out / path.name)
-        else:
-            os.replace(part, args.out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    if not _at_once(args.out, write):
+        _one_by_one(args.out, write, last=CONFIG_FILE)
     if found is None:
         warnings.warn("train: no list of split val: nothing stopped the training early or measured it", stacklevel=1)
     else:
         print(report.tables(found))
     print(f"wrote {args.out}")
+
+
+def _at_once(out: Path, write: Callable[[Path], None]) -> bool:
+    """Fill a folder beside ``out`` and rename it to that, also over an empty folder; whether this could be done.
+
+    What is there as a link, a mount, somebody else's or where the caller stands is not replaced.
+    """
+    there = out.exists()
+    if there and (out.is_symlink() or out.is_mount() or out.samefile(".")):
+        return False
+    part = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        write(part)
+        if there:
+            if (old := out.stat()).st_uid != (new := part.stat()).st_uid or old.st_gid != new.st_gid:
+                return False
+            shutil.copystat(out, part)
+        os.replace(part, out)
+        return True
+    except OSError:
+        if not there:
+            raise
+        return False  # its parent is not ours to write to, or it is a mount that does not look like one
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _one_by_one(out: Path, write: Callable[[Path], None], *, last: str) -> None:
+    """Fill a folder in ``out`` and move its files up; ``last`` is the file that makes them a ranker."""
+    part = out / f".{uuid.uuid4().hex}"
+    try:
+        write(part)
+        for path in sorted(part.iterdir(), key=lambda path: path.name == last):
+            os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _parts(out: Path) -> list[Path]:

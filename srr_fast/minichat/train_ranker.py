@@ -166,6 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     better = found["list"].within_list_auc > found["pair"].within_list_auc + args.margin
     ranker = rankers["list" if better else "pair"]
     ranker.model_id, ranker.model_fingerprint = MODEL_ID, fingerprint.of_model(model)
+    ranker.reading_fingerprint = fingerprint.of_reading(model, tokenizer)
     ranker.metrics = test_metrics(ranker, test)
     ranker.save_pretrained(args.out)
     for name, value in ranker.metrics.items():

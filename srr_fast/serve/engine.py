@@ -65,7 +65,8 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.tokenizer = tokenizer
-        prompts.encode_responses(tokenizer, ["a"])  # what a first call changes in it must not change between threads
+        # What a first call changes in it must not change between threads.
+        prompts.encode_responses("serve", tokenizer, ["a"])
         self.ranker = ranker
         self.best_of_n = BestOfN(model, tokenizer, ranker)
         self.reader = TextRanker(model, None, ranker)  # of ids: it need not decode them again
@@ -79,7 +80,7 @@ class Engine:
         ids = prompts.encode("rerank", self.tokenizer, query)
         if not ids:
             raise RequestError("query has no tokens", "query")
-        item = RankItem(ids, [one[:most] for one in prompts.encode_responses(self.tokenizer, documents)])
+        item = RankItem(ids, [one[:most] for one in prompts.encode_responses("rerank", self.tokenizer, documents)])
         self._check_tokens(item.tokens, "query and documents")
         self._check_positions(len(ids), max(map(len, item.responses)), "the query and its longest document")
         return item

@@ -51,6 +51,11 @@ UNSERVED_RERANK: dict[str, tuple[tuple[Any, ...], str]] = {
 MOST_STOPS, LONGEST_STOP = 4, 64  # strings, characters
 
 
+# Any length: pydantic looks whether a string is Unicode where it is to look at anything of it. JSON can spell half a
+# character, a lone surrogate, which no tokenizer takes and no answer can hold.
+Text = Annotated[str, Field(min_length=0)]
+
+
 class _Request(BaseModel):
     """Unknown fields are refused: what is not served must not look as if it were."""
 
@@ -60,7 +65,7 @@ class _Request(BaseModel):
 class Document(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    text: str
+    text: Text
 
 
 class RerankRequest(_Request):
@@ -68,7 +73,7 @@ class RerankRequest(_Request):
 
     model: str | None = Field(None, description="the served model; may be left out")
     query: str = Field(min_length=1, description="the instruction that the documents answer")
-    documents: list[str | Document] = Field(min_length=1)
+    documents: list[Text | Document] = Field(min_length=1)
     top_n: int | None = Field(None, ge=1, description="results to return; default: all")
     return_documents: bool | None = Field(False, description="whether results carry their document")
     max_tokens_per_doc: int | None = Field(None, ge=1, description="cut longer documents; default: never")
@@ -124,12 +129,12 @@ class RerankResponse(BaseModel):
 
 class TextPart(_Request):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(_Request):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
     name: str | None = None
 
     def for_template(self) -> dict[str, str]:
@@ -157,7 +162,7 @@ class ChatRequest(_Request):
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="draws the same again; runs alone")
     min_safety: float | None = Field(None, ge=0, le=1, description="return no answer of a lower safety")
-    fallback: str | None = Field(None, description="the content where no answer is returned")
+    fallback: Text | None = Field(None, description="the content where no answer is returned")
     return_candidates: bool | None = Field(False, description="whether ranking.candidates carry their texts")
 
     @model_validator(mode="before")

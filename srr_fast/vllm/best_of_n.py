@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .. import prompts
+from .. import fingerprint, prompts
 from ..generation import BestOfNResult, Timings
 from ..ranker import SafetyRanker
 from . import recipe, version
@@ -17,7 +17,8 @@ class VllmBestOfN:
     """:class:`srr_fast.BestOfN` with vLLM as the engine. model, ranker: hub ids or folders.
 
     sampler, reader: options of the two ``vllm.LLM``, both with those in ``options``, for instance each one's share of
-    the memory. The model's fingerprint is not compared: its weights are in other processes.
+    the memory. Warns when the ranker was trained with another tokenizer or chat template; the weights, in other
+    processes, are not compared.
 
     Raises ImportError for another version of vLLM than those that were tried, ValueError for a ranker of another width.
     """
@@ -34,11 +35,13 @@ class VllmBestOfN:
         version.check()
         from vllm import LLM
 
-        self.calibration = SafetyRanker.from_pretrained(ranker).calibration
+        scorer = SafetyRanker.from_pretrained(ranker)
+        self.calibration = scorer.calibration
         reads = recipe.reader_options(model, ranker)
         self.sampler = LLM(model, **options, **(sampler or {}))
         self.reader = LLM(model, **options, **reads, **(reader or {}))
         self.tokenizer: Any = self.sampler.get_tokenizer()
+        fingerprint.warn_if_other("VllmBestOfN", scorer, None, self.tokenizer, stacklevel=2)
 
     def generate(
         self,

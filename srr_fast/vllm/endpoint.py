@@ -17,7 +17,7 @@ import httpx
 from fastapi import FastAPI, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .. import prompts
+from .. import fingerprint, prompts
 from ..answers import answer
 from ..generation import Timings
 from ..ranker import SafetyRanker
@@ -74,10 +74,11 @@ class SafeBestOfN:
         connector = config.kv_transfer_config and config.kv_transfer_config.kv_connector
         if connector not in (recipe.CONNECTOR, recipe.CONNECTOR_CLASS):
             raise ValueError(f"srr_fast: this server reads no states, its connector is {connector}; see serving.md")
-        ranker = config.kv_transfer_config.kv_connector_extra_config["ranker"]
-        self.calibration = SafetyRanker.from_pretrained(ranker).calibration
+        ranker = SafetyRanker.from_pretrained(config.kv_transfer_config.kv_connector_extra_config["ranker"])
+        self.calibration = ranker.calibration
         self.engine = engine_client
         self.tokenizer = engine_client.renderer.get_tokenizer()
+        fingerprint.warn_if_other("srr_fast", ranker, None, self.tokenizer, stacklevel=1)
         self.most_tokens = config.model_config.max_model_len
         key = os.environ.get("VLLM_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -37,7 +37,8 @@ STRANGE: tuple[Any, ...] = (
 def build() -> SafetyRanker:
     ranker = CASE.build()
     ranker.calibration = Calibration(3.0, -1.0)
-    ranker.model_id, ranker.model_fingerprint, ranker.metrics = "some/model", "abc", {"top1": 0.5, "by": {"a": [1, 2]}}
+    ranker.model_id, ranker.metrics = "some/model", {"top1": 0.5, "by": {"a": [1, 2]}}
+    ranker.model_fingerprint, ranker.reading_fingerprint = "abc", "def"
     return ranker
 
 
@@ -162,7 +163,9 @@ def faithful(loaded: SafetyRanker, config: bytes, tensors: bytes) -> bool:
     return (
         fields == said["ranker"]
         and loaded.calibration == (said["calibration"] and tuple(map(float, said["calibration"])))
-        and [loaded.model_id, loaded.model_fingerprint] == [said["model_id"], said["model_fingerprint"]]
+        and all(
+            getattr(loaded, name) == said[name] for name in ("model_id", "model_fingerprint", "reading_fingerprint")
+        )
         and loaded.metrics == said["metrics"]
         and mine.keys() == kept.keys()
         and all(torch.equal(mine[name], kept[name]) for name in mine)

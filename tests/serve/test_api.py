@@ -212,12 +212,20 @@ CHAT_FAULTS = {
     "at most 64 characters": {"stop": "x" * 65},
     "at most 4 items": {"stop": list("abcde")},
     "n: ": {"n": True},
+    "content.constrained-str: Input should be a valid string, unable": {
+        "messages": [{"role": "user", "content": "w30 \ud800"}]
+    },
+    "text: Input should be a valid string, unable to parse": {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]
+    },
+    "fallback: Input should be a valid string, unable to parse": {"fallback": "\ud800"},
 }
 
 
 @pytest.mark.parametrize("message", CHAT_FAULTS)
 def test_faults_of_chat_requests(client, message):
-    answer = client.post("/v1/chat/completions", json={"messages": USER, **CHAT_FAULTS[message]})
+    body = json.dumps({"messages": USER, **CHAT_FAULTS[message]})
+    answer = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     error = answer.json()["error"]
     assert answer.status_code == (404 if "model" in CHAT_FAULTS[message] else 400), answer.text
     assert message in error["message"] and "Value error" not in error["message"]
@@ -231,6 +239,8 @@ RERANK_FAULTS = {
     "top_n: ": {"top_n": 0},
     "query: ": {"query": ""},
     "unable to parse raw data as a unicode string": {"query": "\ud800"},
+    "documents.1.constrained-str: Input should be a valid string, unable": {"documents": ["w40", "w41 \ud800"]},
+    "documents.0.Document.text: Input should be a valid string, unable": {"documents": [{"text": "\ud800"}]},
     "the query and its longest document have 4 + 125 tokens": {"documents": ["w40 " * 125]},
     "query and documents have 16504 tokens, this server reads 16384": {"documents": ["w40 " * 110] * 150},
     "relevant_spans cannot be served": {"relevant_spans": {"a": 1}},
