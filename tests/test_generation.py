@@ -302,7 +302,6 @@ def test_half_a_character_is_no_text(template):
         (dict(stopping_criteria=[MaxLengthCriteria(9), 5]), "stopping_criteria .*, got list of MaxLengthCriteria/int"),
         (dict(stopping_criteria="x"), "stopping_criteria must be a list of StoppingCriteria, got str"),
     ],
-    ids=str,
 )
 def test_options_of_another_type(options, words):
     with pytest.raises(TypeError, match=f"BestOfN: {words}"):
