@@ -108,36 +108,6 @@ __attribute__((noinline)) void tile_bf16(const X& x, int64_t row0, const uint16_
   put_tile(acc, y, y_stride, add);
 }
 
-#if defined(SRR_BF16_DOT)
-// The same with bfloat16 rows too: pairs of products are summed by one instruction. K is even.
-template <int R, int P>
-__attribute__((noinline)) void tile_dot(const uint16_t* const* rows, const uint16_t* w, int64_t panel_stride, int64_t K,
-                                        float* y, int64_t y_stride, bool add) {
-  const uint16_t* a[R];
-  for (int r = 0; r < R; ++r) a[r] = rows[r];
-  F16 acc[R][P];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int c = 0; c < P; ++c) acc[r][c] = zero();
-  for (int64_t k = 0; k < K; k += 2) {
-    Pairs b[P];
-#pragma GCC unroll 8
-    for (int c = 0; c < P; ++c) {
-      b[c] = load_pairs(w + c * panel_stride + k * kPanel);
-      __builtin_prefetch(w + c * panel_stride + k * kPanel + kNextBlock<P>, 0, 2);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Pairs s = set1_pair(a[r] + k);
-#pragma GCC unroll 8
-      for (int c = 0; c < P; ++c) acc[r][c] = dot_pairs(s, b[c], acc[r][c]);
-    }
-  }
-  put_tile(acc, y, y_stride, add);
-}
-#endif
-
 // Calls body(Int<n>{}) for n in 1 .. V.
 template <int V, class Body>
 SRR_INLINE void with_int(int64_t n, Body&& body) {
@@ -214,18 +184,5 @@ inline void gemm_blocks(Tiles& tiles, const X& x, int64_t rows, const PackedMatr
                         Panels panels, int64_t block, int64_t end, float* y, int64_t y_stride, bool add) {
   for (int64_t b = block; b < end; ++b)
     gemm_block(tiles, from_column(x, (b - block) * kBlockK), rows, m, packed, panels, b, y, y_stride, add || b > block);
-}
-#endif
-
-#if defined(SRR_BF16_DOT)
-// The same for bfloat16 rows, by the instruction that adds the products of pairs. `rows` hold K_padded elements each.
-inline void gemm_block_dot(const uint16_t* const* x, int64_t rows, const PackedMatrix& m, const void* packed,
-                           int64_t block, float* y, int64_t y_stride, bool add) {
-  const int64_t K = m.block_rows(block);
-  const uint16_t* w = bf16_block(m, packed, block);
-  for_tiles(rows, m.N_padded() / kPanel, [&](auto R, auto P, int64_t row0, int64_t panel) {
-    tile_dot<R.value, P.value>(x + row0, w + panel * K * kPanel, K * kPanel, K, y + row0 * y_stride + panel * kPanel,
-                               y_stride, add);
-  });
 }
 #endif

@@ -10,6 +10,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #define SRR_AVX512
 #define SRR_AMX
+#define SRR_BF16
 namespace srr {
 namespace amx {
 #include "simd.h"
@@ -20,9 +21,11 @@ namespace amx {
 
 #include "digits_amx.h"
 
+#include "panels_amx.h"
+
 #include "pool_cpu.h"
 
-#include "sizes_amx.h"
+#include "sizes_bf16.h"
 
 #include "plan_cpu.h"
 
@@ -30,7 +33,7 @@ namespace amx {
 
 #include "encode_cpu.h"
 
-#include "encode_amx.h"
+#include "encode_bf16.h"
 
 #include "score_cpu.h"
 }  // namespace amx

@@ -9,6 +9,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #define SRR_AVX512
+#define SRR_BF16
 #define SRR_BF16_DOT
 namespace srr {
 namespace avx512_bf16 {
@@ -16,13 +17,19 @@ namespace avx512_bf16 {
 
 #include "gemm_cpu.h"
 
+#include "gemm_dot.h"
+
 #include "pool_cpu.h"
+
+#include "sizes_bf16.h"
 
 #include "plan_cpu.h"
 
 #include "project_cpu.h"
 
 #include "encode_cpu.h"
+
+#include "encode_bf16.h"
 
 #include "score_cpu.h"
 }  // namespace avx512_bf16

@@ -45,8 +45,8 @@ inline int64_t sequence_rows(const ScoreParams& a, int64_t list) {
 
 // What a chunk of short sequences grows to.
 constexpr int64_t chunk_rows([[maybe_unused]] const RankerLayout& l) {
-#if defined(SRR_AMX)
-  if (l.bf16) return kAmxChunkRows;
+#if defined(SRR_BF16)
+  if (l.bf16) return kBf16ChunkRows;
 #endif
   return kChunkRows;
 }
@@ -110,11 +110,11 @@ inline ScorePlan make_plan(const ScoreParams& a, const Threads& threads) {
   const int64_t attention_floats = query_rows(longest) * at_most(plan.keys, kKeyBlock);
   const int64_t feed_floats = kTileRows * (plan.ffn + plan.p);
   plan.tile_floats = round_up(attention_floats > feed_floats ? attention_floats : feed_floats, kPanel);
-#if defined(SRR_AMX)
+#if defined(SRR_BF16)
   if (l.bf16) {
-    const AmxSizes sizes = amx_sizes(l, plan.keys);
-    behind = amx_chunk_bytes(l, sizes, plan.chunk_rows) / 4;
-    plan.tile_floats = amx_tile_bytes(l, sizes) / 4;
+    const Bf16Sizes sizes = bf16_sizes(l, plan.keys);
+    behind = bf16_chunk_bytes(l, sizes, plan.chunk_rows) / 4;
+    plan.tile_floats = bf16_tile_bytes(l, sizes) / 4;
   }
 #endif
   plan.chunk_floats = round_up(plan.chunk_rows * plan.p + behind, kPanel);

@@ -39,7 +39,7 @@ SRR_INLINE void project_block_dot(const ScoreParams& a, const ScorePlan& plan, i
     }
     pointers[r - row0] = row;
   }
-  gemm_block_dot(pointers, row1 - row0, m, a.packed, block, partial, plan.p, add);
+  gemm_block_dot(DotPointers{pointers}, row1 - row0, m, a.packed, block, partial, plan.p, add);
 }
 #endif
 

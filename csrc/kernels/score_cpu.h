@@ -23,9 +23,9 @@ SRR_INLINE float cosine(const float* x, const float* y, int64_t columns) {
 // Encodes and scores the sequences of one chunk. `tile`: plan.tile_floats for each worker.
 inline void encode_chunk(const ScoreParams& a, const ScorePlan& plan, const Chunk& c, int64_t sequences, float* tile,
                          const Threads& threads) {
-#if defined(SRR_AMX)
+#if defined(SRR_BF16)
   if (a.layout.bf16)
-    encode_layers_amx(a, plan, c, sequences, tile, threads);
+    encode_layers_bf16(a, plan, c, sequences, tile, threads);
   else
 #endif
     encode_layers(a, plan, c, sequences, tile, threads);

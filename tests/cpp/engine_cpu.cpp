@@ -30,7 +30,7 @@ class CpuEngine : public Engine {
   }
   void release(void* memory) override { std::free(memory); }
   bool answers_bad_offsets() const override { return false; }
-  bool rounds() const override { return std::strcmp(isa_, "amx") == 0; }
+  bool rounds() const override { return std::strcmp(isa_, "amx") == 0 || std::strcmp(isa_, "avx512_bf16") == 0; }
   void pool(const PoolParams& params, int attempt) override { pool_cpu(params, threads_of(attempt)); }
   void pool_update(const PoolUpdateParams& params, int attempt) override {
     pool_update_cpu(params, threads_of(attempt));

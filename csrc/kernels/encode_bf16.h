@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The encoder over the sequences of a chunk, for bfloat16 weights, on AMX. What a product reads is rounded to bfloat16;
-// sums, norms, softmax and the rows between the steps stay fp32. A row depends on its own sequence alone: tiles hold
-// rows of several sequences where rows are all that is multiplied, and of one where keys and values are.
+// The encoder over the sequences of a chunk, for bfloat16 weights, on AMX or with dot products. What a product reads is
+// rounded to bfloat16; sums, norms, softmax and the rows between the steps stay fp32. A row depends on its own sequence
+// alone: tiles hold rows of several sequences where rows are all that is multiplied, and of one where keys and values
+// are.
 
 // ---- element by element -----------------------------------------------------------------------------------------
 
@@ -16,7 +17,7 @@ SRR_INLINE void store_bf16(uint16_t* to, F16 a, F16 b) {
 }
 
 // 2^x within 2.6e-6 of itself, for x <= 0; at least 2^-125.
-SRR_INLINE F16 exp2_amx(F16 x) {
+SRR_INLINE F16 exp2_bf16(F16 x) {
   const F16 clamped = max(set1(-125.0f), x);  // in this order NaN stays NaN
   const F16 n = round(clamped), r = clamped - n;
   F16 y = set1(9.567738440e-3f);
@@ -49,7 +50,7 @@ alignas(64) constexpr float kTail[3][2 * 16] = {
      3.3762545e-04f,  1.9509133e-04f}};
 
 // x Phi(x) within 1.6e-5.
-SRR_INLINE F16 gelu_amx(F16 x) {
+SRR_INLINE F16 gelu_bf16(F16 x) {
   const F16 a = min(set1(4.4999f), abs(x));
   const __m512i nearest = _mm512_castps_si512(fma(set1(7.0f), a, set1(8388608.0f)).v);  // in the last bits
   const auto c = [&](int i) {
@@ -60,84 +61,8 @@ SRR_INLINE F16 gelu_amx(F16 x) {
 
 // ---- products ---------------------------------------------------------------------------------------------------
 
-// Rows of X in tiles of one height: all in one tile, or in pairs of tiles. Where rows are fewer than tiles hold, the
-// lower tile of the last pair begins earlier, and some rows are multiplied twice.
-struct EvenRows {
-  int64_t height, pairs;  // no pairs: one tile
-  explicit EvenRows(int64_t rows)
-      : height(rows), pairs(rows > kTileHeight ? (rows + 2 * kTileHeight - 1) / (2 * kTileHeight) : 0) {
-    if (pairs > 0) height = (rows + 2 * pairs - 1) / (2 * pairs);
-  }
-};
-
-// Panels of X W^T, whose sums meet nothing but the first-level cache: calls done(row, rows, column, panels, sums), a
-// row of sums being 16 * panels floats, in the middle of the products that follow, or right after them where they are
-// few: by then the sums have arrived. X has whole steps of columns. `sums`: for twice four tiles.
-template <class Done>
-inline void panels_amx(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64_t rows, const PackedMatrix& m,
-                       const void* packed, Panels panels, float* sums, Done&& done) {
-  alignas(64) uint16_t padded[2 * kTilePanels * kBlockK * kPanel];  // the last rows of W, zeros behind them
-  const int64_t whole = m.K / kBlockK, K = m.K % kBlockK;
-  const EvenRows even(rows);
-  const int64_t most = even.pairs > 0 ? kTilePanels : 2 * kTilePanels;
-  const int64_t together = even.pairs > 0 ? 2 * even.height : rows;
-  struct {
-    int64_t row, rows, column, panels;
-    const float* sums;
-  } last{};
-  const auto finish = [&] {
-    if (last.rows > 0) done(last.row, last.rows, last.column, last.panels, last.sums);
-  };
-  int64_t turn = 0;
-  tiles.shape(even.height, even.height);
-  for (int64_t panel = panels.first; panel < panels.end; panel += most) {
-    const int64_t width = at_most(panels.end - panel, most), stride = width * kPanel;
-    const auto blocks = [&](int64_t first, int64_t end) {
-      return TileWeights{bf16_block(m, packed, first) + panel * kBlockK * kPanel, kBlockK * kPanel,
-                         kBlockK * m.N_padded(), end - first, kBlockK / kStep};
-    };
-    const int64_t distance = round_up(K, 2) * kPanel;
-    TileWeights rest{bf16_block(m, packed, whole) + panel * distance, distance, 0, 1, (K + kStep - 1) / kStep};
-    if (K % kStep != 0) {
-      for (int64_t c = 0; c < width; ++c) copy_w(rest.w + c * distance, round_up(K, 2), padded + c * kBlockK * kPanel);
-      rest.w = padded;
-      rest.panel = kBlockK * kPanel;
-    }
-    for (int64_t row = 0; row < rows; row += together, turn ^= 1) {
-      const int64_t here = at_most(rows - row, together), lower = here - even.height;
-      const uint16_t* from = x + row * x_stride;
-      float* to = sums + turn * 4 * kTileFloats;
-      const auto run = [&](auto R, auto P) {
-        unrolled<R.value>([&](auto r) { unrolled<P.value>([&](auto c) { zero_tile<2 * r.value + c.value>(); }); });
-        const auto add = [&](int64_t column, const TileWeights& w) {
-          add_products<R.value, P.value>(from + column, x_stride, lower * x_stride, w);
-        };
-        const int64_t half = whole / 2;
-        if (half > 0) {
-          add(0, blocks(0, half));
-          finish();
-        }
-        if (whole > half) add(half * kBlockK, blocks(half, whole));
-        if (K > 0) add(whole * kBlockK, rest);
-        unrolled<R.value>([&](auto r) {
-          unrolled<P.value>([&](auto c) {
-            store_tile<2 * r.value + c.value>(to + r.value * lower * stride + c.value * kPanel, 4 * stride);
-          });
-        });
-        if (half == 0) finish();
-      };
-      if (even.pairs > 0)
-        with_int<kTilePanels>(width, [&](auto P) { run(Int<2>{}, P); });
-      else
-        with_int<2 * kTilePanels>(width, [&](auto P) { run(Int<1>{}, P); });
-      last = {row, here, panel * kPanel, width, to};
-    }
-  }
-  finish();
-}
-
 // Who shares the panels of a product, four side by side.
-struct AmxTeam {
+struct Bf16Team {
   const Threads& threads;
   int64_t workers;
   Tiles& tiles;           // of one worker alone; several set up their own
@@ -147,13 +72,13 @@ struct AmxTeam {
 
 // X W^T: done() as above, by several workers at once.
 template <class Done>
-inline void product_amx(const AmxTeam& team, const uint16_t* x, int64_t x_stride, int64_t rows, const PackedMatrix& m,
-                        const void* packed, Done&& done) {
-  constexpr int64_t together = 2 * kTilePanels;
+inline void product_bf16(const Bf16Team& team, const uint16_t* x, int64_t x_stride, int64_t rows, const PackedMatrix& m,
+                         const void* packed, Done&& done) {
+  constexpr int64_t together = kMaxPanels;
   const int64_t panels = all_panels(m).end, strips = (panels + together - 1) / together;
   parallel(team.threads, team.workers, [&](int64_t worker) {
     Tiles others;
-    panels_amx(
+    panels_bf16(
         team.workers > 1 ? others : team.tiles, x, x_stride, rows, m, packed,
         {strips * worker / team.workers * together, at_most(panels, strips * (worker + 1) / team.workers * together)},
         team.sums + worker * team.sums_distance, done);
@@ -170,9 +95,9 @@ SRR_INLINE void round_row(const float* x, int64_t p, int64_t columns, uint16_t* 
 }
 
 // Rows [row0, row1): q, k and v of (pre-LN: norm1 of) x, q scaled so that 2^(q k) is what softmax wants.
-inline void encode_qkv_amx(const ScoreParams& a, const ScorePlan& plan, const AmxSizes& n, const PackedLayer& layer,
-                           const AmxTeam& team, const float* x, const AmxChunk& c, int64_t row0, int64_t row1,
-                           const AmxTile& t) {
+inline void encode_qkv_bf16(const ScoreParams& a, const ScorePlan& plan, const Bf16Sizes& n, const PackedLayer& layer,
+                            const Bf16Team& team, const float* x, const Bf16Chunk& c, int64_t row0, int64_t row1,
+                            const Bf16Tile& t) {
   const RankerLayout& l = a.layout;
   const int64_t E = l.head_padded();
   for (int64_t r = row0; r < row1; ++r) {
@@ -187,19 +112,19 @@ inline void encode_qkv_amx(const ScoreParams& a, const ScorePlan& plan, const Am
   }
   const float* bias = at_bytes(a.packed, layer.qkv_bias_bytes);
   const F16 scale = set1(1.44269504f / __builtin_sqrtf(static_cast<float>(l.head_dim())));
-  product_amx(team, t.x, n.x, row1 - row0, layer.qkv, a.packed,
-              [&](int64_t row, int64_t rows, int64_t column, int64_t panels, const float* sums) {
-                for (int64_t i = 0; i < panels; ++i, column += kPanel) {
-                  const int64_t head = column / E, e = column % E;  // of all heads of q, then k, then v
-                  const F16 b = load(bias + column), factor = head < l.heads ? scale : set1(1.0f);
-                  uint16_t* to = c.qkv + (row0 + row) * 3 * n.heads + head * n.head + e;
-                  const bool pad = e + kPanel == E && E < n.head;
-                  for (int64_t r = 0; r < rows; ++r, to += 3 * n.heads) {
-                    store_bf16(to, (load(sums + (r * panels + i) * kPanel) + b) * factor);
-                    if (pad) store_bf16(to + kPanel, zero());
-                  }
-                }
-              });
+  product_bf16(team, t.x, n.x, row1 - row0, layer.qkv, a.packed,
+               [&](int64_t row, int64_t rows, int64_t column, int64_t panels, const float* sums) {
+                 for (int64_t i = 0; i < panels; ++i, column += kPanel) {
+                   const int64_t head = column / E, e = column % E;  // of all heads of q, then k, then v
+                   const F16 b = load(bias + column), factor = head < l.heads ? scale : set1(1.0f);
+                   uint16_t* to = c.qkv + (row0 + row) * 3 * n.heads + head * n.head + e;
+                   const bool pad = e + kPanel == E && E < n.head;
+                   for (int64_t r = 0; r < rows; ++r, to += 3 * n.heads) {
+                     store_bf16(to, (load(sums + (r * panels + i) * kPanel) + b) * factor);
+                     if (pad) store_bf16(to + kPanel, zero());
+                   }
+                 }
+               });
 }
 
 // Transposes sixteen rows of sixteen pairs.
@@ -234,7 +159,7 @@ SRR_INLINE void transpose_pairs(__m512i (&v)[16]) {
 }
 
 // The keys and values of the sequence of rows [begin, end) as the tiles of W want them: zeros where there is none.
-inline void pack_sequence(const ScoreParams& a, const AmxSizes& n, const AmxChunk& c, int64_t begin, int64_t end) {
+inline void pack_sequence(const ScoreParams& a, const Bf16Sizes& n, const Bf16Chunk& c, int64_t begin, int64_t end) {
   const int64_t S = end - begin, stride = 3 * n.heads, E = a.layout.head_padded(), keys = round_up(S, kStep);
   const __m512i none = _mm512_setzero_si512();
   for (int64_t head = 0; head < a.layout.heads; ++head) {
@@ -262,45 +187,18 @@ inline void pack_sequence(const ScoreParams& a, const AmxSizes& n, const AmxChun
   }
 }
 
-// Tiles [steps][panels at `panel` elements] of the columns of one operand of attention.
-SRR_INLINE TileWeights own_weights(const uint16_t* w, int64_t panel, int64_t steps) {
-  constexpr int64_t most = kBlockK / kStep;
-  const int64_t blocks = (steps + most - 1) / most;
-  return {w, panel, kBlockK * kPanel, blocks, steps - (blocks - 1) * most};
-}
-
-// Y = X W for at most two tiles of rows, n panels and whatever own_weights() says.
-SRR_INLINE void own_product(Tiles& tiles, const uint16_t* x, int64_t x_stride, int64_t rows, const uint16_t* w,
-                            int64_t steps, int64_t panel, int64_t panels, float* y, int64_t y_stride, bool add) {
-  const EvenRows even(rows);
-  const int64_t height = even.height, lower = rows - height, most = even.pairs > 0 ? kTilePanels : 2 * kTilePanels;
-  tiles.shape(height, height);
-  for (int64_t at = 0; at < panels; at += most) {
-    TileRows pair[2] = {{x, x_stride, height, y + at * kPanel},
-                        {x + lower * x_stride, x_stride, height, y + lower * y_stride + at * kPanel}};
-    const TileWeights weights = own_weights(w + at * panel, panel, steps);
-    if (even.pairs > 0)
-      with_int<kTilePanels>(at_most(panels - at, most),
-                            [&](auto P) { tile_amx<1, 2, P.value>(pair, weights, y_stride, add); });
-    else
-      with_int<2 * kTilePanels>(at_most(panels - at, most),
-                                [&](auto P) { tile_amx<1, 1, P.value>(pair, weights, y_stride, add); });
-  }
-}
-
 // Queries [row0, row1) of the sequence of S rows that pack_sequence() saw: mixed = softmax(q k^T) v for one head. Keys
 // are taken block by block; what was summed before a larger logit came up is scaled down to it.
-inline void attend_amx(const ScoreParams& a, const AmxSizes& n, int64_t head, Tiles& tiles, const AmxChunk& c,
-                       int64_t S, int64_t row0, int64_t row1, const AmxTile& t) {
+inline void attend_bf16(const ScoreParams& a, const Bf16Sizes& n, int64_t head, Tiles& tiles, const Bf16Chunk& c,
+                        int64_t S, int64_t row0, int64_t row1, const Bf16Tile& t) {
   const int64_t E = a.layout.head_padded(), rows = row1 - row0, stride = 3 * n.heads, all_keys = round_up(S, kStep);
   const uint16_t* q = c.qkv + row0 * stride + head * n.head;
   const uint16_t *k = c.keys + head * n.head * n.keys, *v = c.values + head * E * n.keys;
-  float most[kAmxQueryRows], total[kAmxQueryRows];
-  for (int64_t k0 = 0; k0 < S; k0 += kAmxKeyBlock) {
-    const int64_t here = at_most(S - k0, kAmxKeyBlock), panels = (here + kPanel - 1) / kPanel;
+  float most[kBf16QueryRows], total[kBf16QueryRows];
+  for (int64_t k0 = 0; k0 < S; k0 += kBf16KeyBlock) {
+    const int64_t here = at_most(S - k0, kBf16KeyBlock), panels = (here + kPanel - 1) / kPanel;
     const int64_t keys = round_up(here, kStep), width = panels * kPanel;
-    own_product(tiles, q, stride, rows, k + k0 * n.head, n.head / kStep, n.head * kPanel, panels, t.logits, width,
-                false);
+    own_product(tiles, q, stride, rows, k + k0 * n.head, E, n.head * kPanel, panels, t.logits, width, false);
     for (int64_t r = 0; r < rows; ++r) {
       const float* row = t.logits + r * width;
       uint16_t* to = t.shares + r * keys;
@@ -312,7 +210,7 @@ inline void attend_amx(const ScoreParams& a, const AmxSizes& n, int64_t head, Ti
       float peak = max_lane(top), sum_before = 0;
       if (k0 > 0) {
         peak = most[r] > peak ? most[r] : peak;
-        const F16 factor = exp2_amx(set1(most[r] - peak));
+        const F16 factor = exp2_bf16(set1(most[r] - peak));
         float lanes[16];
         store(lanes, factor);
         sum_before = total[r] * lanes[0];
@@ -322,17 +220,16 @@ inline void attend_amx(const ScoreParams& a, const AmxSizes& n, int64_t head, Ti
       const F16 shift = set1(peak);
       F16 sums = zero();
       for (int64_t i = 0; i < last; i += kPanel) {
-        const F16 share = exp2_amx(load(row + i) - shift);
+        const F16 share = exp2_bf16(load(row + i) - shift);
         store_bf16(to + i, share);
         sums = sums + share;
       }
-      const F16 share = where_positive(mask - set1(0.5f), exp2_amx(load(row + last) - shift), zero());
+      const F16 share = where_positive(mask - set1(0.5f), exp2_bf16(load(row + last) - shift), zero());
       store_bf16(to + last, share);
       if (width < keys) store_bf16(to + width, zero());
       total[r] = sum_before + sum(sums + share);
     }
-    own_product(tiles, t.shares, keys, rows, v + k0 * kPanel, keys / kStep, all_keys * kPanel, E / kPanel, t.out, E,
-                k0 > 0);
+    own_product(tiles, t.shares, keys, rows, v + k0 * kPanel, here, all_keys * kPanel, E / kPanel, t.out, E, k0 > 0);
   }
   uint16_t* to = c.mixed + row0 * n.mixed + head * E;
   for (int64_t r = 0; r < rows; ++r, to += n.mixed) {
@@ -343,9 +240,9 @@ inline void attend_amx(const ScoreParams& a, const AmxSizes& n, int64_t head, Ti
 }
 
 // Rows [row0, row1), after attention: output projection, residuals, norms and the feed-forward block, in place on x.
-inline void encode_rest_amx(const ScoreParams& a, const ScorePlan& plan, const AmxSizes& n, const PackedLayer& layer,
-                            const AmxTeam& team, float* all_x, const AmxChunk& c, int64_t row0, int64_t row1,
-                            const AmxTile& t) {
+inline void encode_rest_bf16(const ScoreParams& a, const ScorePlan& plan, const Bf16Sizes& n, const PackedLayer& layer,
+                             const Bf16Team& team, float* all_x, const Bf16Chunk& c, int64_t row0, int64_t row1,
+                             const Bf16Tile& t) {
   const RankerLayout& l = a.layout;
   const int64_t rows = row1 - row0;
   float* x = all_x + row0 * plan.p;
@@ -361,8 +258,8 @@ inline void encode_rest_amx(const ScoreParams& a, const ScorePlan& plan, const A
         }
     };
   };
-  product_amx(team, c.mixed + row0 * n.mixed, n.mixed, rows, layer.out, a.packed,
-              add_to_x(at_bytes(a.packed, layer.out_bias_bytes)));
+  product_bf16(team, c.mixed + row0 * n.mixed, n.mixed, rows, layer.out, a.packed,
+               add_to_x(at_bytes(a.packed, layer.out_bias_bytes)));
   for (int64_t r = 0; r < rows; ++r) {
     float* row = x + r * plan.p;
     float normed[kMaxProjDim];
@@ -373,20 +270,20 @@ inline void encode_rest_amx(const ScoreParams& a, const ScorePlan& plan, const A
     round_row(l.norm_first ? normed : row, plan.p, n.x, t.x + r * n.x);
   }
   const float* bias1 = at_bytes(a.packed, layer.ffn1_bias_bytes);
-  product_amx(team, t.x, n.x, rows, layer.ffn1, a.packed,
-              [&](int64_t row, int64_t count, int64_t column, int64_t panels, const float* sums) {
-                for (int64_t i = 0; i < panels; i += 2, column += kStep) {
-                  const bool both = i + 1 < panels;
-                  const F16 b0 = load(bias1 + column), b1 = both ? load(bias1 + column + kPanel) : zero();
-                  const float* from = sums + i * kPanel;
-                  uint16_t* to = t.hidden + row * n.ffn + column;
-                  for (int64_t r = 0; r < count; ++r, from += panels * kPanel, to += n.ffn) {
-                    const F16 first = gelu_amx(load(from) + b0);
-                    store_bf16(to, first, both ? gelu_amx(load(from + kPanel) + b1) : zero());
-                  }
-                }
-              });
-  product_amx(team, t.hidden, n.ffn, rows, layer.ffn2, a.packed, add_to_x(at_bytes(a.packed, layer.ffn2_bias_bytes)));
+  product_bf16(team, t.x, n.x, rows, layer.ffn1, a.packed,
+               [&](int64_t row, int64_t count, int64_t column, int64_t panels, const float* sums) {
+                 for (int64_t i = 0; i < panels; i += 2, column += kStep) {
+                   const bool both = i + 1 < panels;
+                   const F16 b0 = load(bias1 + column), b1 = both ? load(bias1 + column + kPanel) : zero();
+                   const float* from = sums + i * kPanel;
+                   uint16_t* to = t.hidden + row * n.ffn + column;
+                   for (int64_t r = 0; r < count; ++r, from += panels * kPanel, to += n.ffn) {
+                     const F16 first = gelu_bf16(load(from) + b0);
+                     store_bf16(to, first, both ? gelu_bf16(load(from + kPanel) + b1) : zero());
+                   }
+                 }
+               });
+  product_bf16(team, t.hidden, n.ffn, rows, layer.ffn2, a.packed, add_to_x(at_bytes(a.packed, layer.ffn2_bias_bytes)));
   if (!l.norm_first)
     for (int64_t r = 0; r < rows; ++r)
       norm(x + r * plan.p, layer.norm2_weight_bytes, layer.norm2_bias_bytes, x + r * plan.p);
@@ -394,11 +291,11 @@ inline void encode_rest_amx(const ScoreParams& a, const ScorePlan& plan, const A
 
 // All layers over the sequences of a chunk, x in place. `tile`: plan.tile_floats for each worker. Workers share tiles
 // of rows; where there is one tile alone, the columns of its products.
-inline void encode_layers_amx(const ScoreParams& a, const ScorePlan& plan, const Chunk& chunk, int64_t sequences,
-                              float* tile, const Threads& threads) {
-  const AmxSizes n = amx_sizes(a.layout, plan.keys);
+inline void encode_layers_bf16(const ScoreParams& a, const ScorePlan& plan, const Chunk& chunk, int64_t sequences,
+                               float* tile, const Threads& threads) {
+  const Bf16Sizes n = bf16_sizes(a.layout, plan.keys);
   Pieces pieces{reinterpret_cast<unsigned char*>(chunk.behind)};
-  const AmxChunk c = amx_chunk(pieces, a.layout, n, plan.chunk_rows);
+  const Bf16Chunk c = bf16_chunk(pieces, a.layout, n, plan.chunk_rows);
   const int64_t rows = chunk.begin[sequences];
   if (rows == 0) return;
   Tiles own;
@@ -410,29 +307,29 @@ inline void encode_layers_amx(const ScoreParams& a, const ScorePlan& plan, const
     parallel(threads, workers, [&](int64_t worker) {
       Tiles others;
       Pieces scratch{reinterpret_cast<unsigned char*>(tile + worker * plan.tile_floats)};
-      const AmxTile t = amx_tile(scratch, a.layout, n);
+      const Bf16Tile t = bf16_tile(scratch, a.layout, n);
       for (int64_t i = all * worker / workers; i < all * (worker + 1) / workers; ++i)
         body(plan.tile_workers > 1 ? others : own, t, i * height, at_most(count, (i + 1) * height));
     });
   };
-  const auto team = [&](Tiles& tiles, const AmxTile& t) {
-    return AmxTeam{threads, rows > n.tile_rows ? 1 : plan.tile_workers, tiles, t.sums, plan.tile_floats};
+  const auto team = [&](Tiles& tiles, const Bf16Tile& t) {
+    return Bf16Team{threads, rows > n.tile_rows ? 1 : plan.tile_workers, tiles, t.sums, plan.tile_floats};
   };
   for (int64_t i = 0; i < a.layout.layers; ++i) {
     const PackedLayer layer = a.layout.layer(i);
-    for_tiles(rows, n.tile_rows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
-      encode_qkv_amx(a, plan, n, layer, team(tiles, t), chunk.x, c, r0, r1, t);
+    for_tiles(rows, n.tile_rows, [&](Tiles& tiles, const Bf16Tile& t, int64_t r0, int64_t r1) {
+      encode_qkv_bf16(a, plan, n, layer, team(tiles, t), chunk.x, c, r0, r1, t);
     });
     for (int64_t s = 0; s < sequences; ++s) {
       const int64_t begin = chunk.begin[s], S = chunk.begin[s + 1] - begin;
       pack_sequence(a, n, c, begin, begin + S);
-      for_tiles(S, kAmxQueryRows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
+      for_tiles(S, kBf16QueryRows, [&](Tiles& tiles, const Bf16Tile& t, int64_t r0, int64_t r1) {
         for (int64_t head = 0; head < a.layout.heads; ++head)
-          attend_amx(a, n, head, tiles, c, S, begin + r0, begin + r1, t);
+          attend_bf16(a, n, head, tiles, c, S, begin + r0, begin + r1, t);
       });
     }
-    for_tiles(rows, n.tile_rows, [&](Tiles& tiles, const AmxTile& t, int64_t r0, int64_t r1) {
-      encode_rest_amx(a, plan, n, layer, team(tiles, t), chunk.x, c, r0, r1, t);
+    for_tiles(rows, n.tile_rows, [&](Tiles& tiles, const Bf16Tile& t, int64_t r0, int64_t r1) {
+      encode_rest_bf16(a, plan, n, layer, team(tiles, t), chunk.x, c, r0, r1, t);
     });
   }
 }
