@@ -4,7 +4,7 @@
 
 constexpr int64_t kStep = 32;            // columns that lie in whole where the encoder keeps rows of bfloat16
 constexpr int64_t kBf16ChunkRows = 128;  // what a chunk of short sequences grows to
-constexpr int64_t kBf16TileRows = 96;    // rows that go through the feed-forward block together; of wide rankers, more
+constexpr int64_t kBf16TileRows = 48;    // rows that go through the feed-forward block together; of wide rankers, more
 constexpr int64_t kBf16TileRowsWide = 96;
 constexpr int64_t kBf16QueryRows = 8 * kMaxRows;                // queries of one attention tile
 constexpr int64_t kSumFloats = kMaxRows * kMaxPanels * kPanel;  // what panels_bf16() has on its way
