@@ -7,7 +7,7 @@
 # make reliability   what a machine without a GPU can prove, in under an hour, as docs/reliability.md; ARGS="--only bits"
 # make evidence  docs/evidence.md from labelled lists   make evidence DATA=../shared/data MODEL=<hub id or folder>
 # make bench  native against what a user would pick; build/bench.json      make bench ARGS=--quick shows that it works
-# make bench-report   docs/performance.md and its plots from build/bench.json (or BENCH=...)
+# make bench-report   docs/performance.md and its plots from build/bench.json (or BENCH=..., PAGE=docs/other.md)
 # make bench-cpp      the CPU kernels alone, for every instruction set of this machine
 # make bench-compare A=before.json B=after.json   fails where B is slower beyond noise
 # make cuda-link   the extension with CUDA, for a torch with CUDA (several GB), links and loads without a driver
@@ -141,7 +141,7 @@ bench: $(VENV)/.benched
 	$(BIN)/python -m pytest benchmarks -q -s --benchmark-json=$(BENCH) --benchmark-columns=median,iqr $(ARGS)
 
 bench-report: $(VENV)/.benched
-	$(BIN)/python -m benchmarks.report $(BENCH)
+	$(BIN)/python -m benchmarks.report $(BENCH) $(PAGE)
 
 bench-compare: $(VENV)/.benched
 	$(BIN)/python -m benchmarks.compare $(A) $(B)

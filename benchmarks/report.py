@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/performance.md and its plots from a file that `make bench` wrote.
+"""Write a page and its plots, in the folder of its name, from a file that `make bench` wrote.
 
-    python -m benchmarks.report build/bench.json [docs]
+    python -m benchmarks.report build/bench.json [docs/performance.md]
 
-What a person has to say about the figures stands in benchmarks/notes.md and closes the page.
+Another machine's run makes a page of another name. What a person has to say about the figures of all machines stands in
+benchmarks/notes.md and closes performance.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import matplotlib.pyplot as plt
 
 from .results import Results, Row, load
 
+PAGE = Path("docs/performance.md")
 NOTES = Path(__file__).with_name("notes.md")
+ELSEWHERE = f"Notes on what bounds a row, and what was tried: [{PAGE.name}]({PAGE.name}#notes)."
 NO_GPU = "No GPU figure exists: everything below was measured on a CPU."
 METHOD = """\
 Medians of interleaved calls in one process: every callable once per round, in an order drawn anew, right after two
@@ -220,13 +223,13 @@ def machine_lines(results: Results) -> str:
     return "\n".join(lines)
 
 
-def page(results: Results, plots: str) -> str:
+def page(results: Results, plots: str, notes: str) -> str:
     warm = [row for row in results.rows if not row.cold]
     cold = [row for row in results.rows if row.cold]
     parts = [
         "# Performance",
         NO_GPU,
-        "Written by `make bench-report` from the last `make bench`; only the notes at the end are a person's.",
+        "Written by `make bench-report` from one run of `make bench`; only the notes at the end are a person's.",
         machine_lines(results),
         METHOD,
         "## Native against the best rival",
@@ -253,25 +256,29 @@ def page(results: Results, plots: str) -> str:
         rivals_table(results.rows),
         "## Largest error of a score against float64",
         errors_table(results.rows),
+        notes,
     ]
-    if NOTES.is_file():
-        parts.append(NOTES.read_text().strip())
     return "\n\n".join(parts) + "\n"
 
 
-def write(results: Results, folder: Path) -> None:
-    plots = folder / "performance"
+def write(results: Results, path: Path) -> None:
+    plots = path.with_suffix("")
     plots.mkdir(parents=True, exist_ok=True)
     plot_ratios(results.rows, plots / "ratios.png")
     plot_roofline(results, plots / "roofline.png")
     for sweep in results.sweeps:
         plot_sweep(sweep, plots / f"sweep_{sweep['sweep']}.png")
-    (folder / "performance.md").write_text(page(results, plots.name))
+    notes = NOTES.read_text().strip() if path.name == PAGE.name else ELSEWHERE
+    path.write_text(page(results, plots.name, notes))
 
 
 def main(arguments: list[str]) -> int:
     if len(arguments) not in (1, 2):
-        print("usage: python -m benchmarks.report bench.json [folder]", file=sys.stderr)
+        print("usage: python -m benchmarks.report bench.json [page.md]", file=sys.stderr)
+        return 2
+    path = Path(arguments[1]) if len(arguments) > 1 else PAGE
+    if path.suffix != ".md":
+        print(f"bench-report: the page must be a .md file, got {path}", file=sys.stderr)
         return 2
     try:
         results = load(arguments[0])
@@ -281,9 +288,8 @@ def main(arguments: list[str]) -> int:
     if not results.rows:
         print(f"bench-report: {arguments[0]} has no row of the table", file=sys.stderr)
         return 2
-    folder = Path(arguments[1] if len(arguments) > 1 else "docs")
-    write(results, folder)
-    print(f"wrote {folder / 'performance.md'}")
+    write(results, path)
+    print(f"wrote {path}")
     return 0
 
 

@@ -5,6 +5,7 @@ used, or written, where they are computed."""
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,14 @@ class States:
 
 
 class _Actor:
-    """A shard in; its size out, and what is wrong with it, empty where nothing is: Ray would make a trace of that."""
+    """A shard in; its size out, what users were warned of, as JSON, and what is wrong, empty where nothing is: Ray would
+    make a trace of that, and keep warnings in the actor's log."""
 
     def __init__(self, work: _Work) -> None:
-        self.run = work.worker()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.run = work.worker()
+        self.warned = json.dumps([str(one.message) for one in caught if one.category is UserWarning])
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         (shard,), fault = batch["shard"].tolist(), ""
@@ -71,7 +76,7 @@ class _Actor:
             self.run(json.loads(shard))
         except (OSError, TypeError, ValueError) as error:
             fault = str(error) or type(error).__name__
-        return {"size": batch["size"], "fault": [fault]}
+        return {"size": batch["size"], "warned": [self.warned], "fault": [fault]}
 
 
 def run(job: Job, actors: int, *, gpus: float = 0.0) -> None:
@@ -108,7 +113,8 @@ def extract(states: States, shards: list[Any], actors: int, *, gpus: float = 0.0
 
 
 def _by_ray(work: _Work, shards: list[Any], actors: int, gpus: float) -> Iterator[int]:
-    """The size of each shard as it is done. shards: JSON values and sizes. Raises ValueError for one at fault."""
+    """The size of each shard as it is done. shards: JSON values and sizes. Warns once of what actors were warned of.
+    Raises ValueError for a shard at fault."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -126,8 +132,13 @@ def _by_ray(work: _Work, shards: list[Any], actors: int, gpus: float) -> Iterato
         num_cpus=1,
         num_gpus=gpus,
     )
+    told: set[str] = set()
     for batch in results.iter_batches(batch_size=1):
-        (size,), (fault,) = batch["size"].tolist(), batch["fault"].tolist()
+        (size,), (warned,), (fault,) = (batch[name].tolist() for name in ("size", "warned", "fault"))
+        for message in json.loads(warned):
+            if message not in told:
+                told.add(message)
+                warnings.warn(message, UserWarning, stacklevel=3)
         if fault:
             raise ValueError(fault)
         yield size

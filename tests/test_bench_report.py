@@ -106,7 +106,7 @@ def written(tmp_path):
 
 @pytest.fixture
 def page(written, tmp_path):
-    assert report.main([written(ROWS), str(tmp_path / "docs")]) == 0
+    assert report.main([written(ROWS), str(tmp_path / "docs" / "performance.md")]) == 0
     return (tmp_path / "docs" / "performance.md").read_text()
 
 
@@ -139,6 +139,18 @@ def test_every_plot_of_the_page_is_drawn(page, tmp_path):
     assert len(plots) == 3
     for plot in plots:
         assert (tmp_path / "docs" / plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_machine_has_a_page_and_plots_of_its_own(written, tmp_path, capsys):
+    docs = tmp_path / "docs"
+    for name in ("performance.md", "performance-other.md"):
+        assert report.main([written(ROWS), str(docs / name)]) == 0
+    main, other = (docs / "performance.md").read_text(), (docs / "performance-other.md").read_text()
+    assert report.NOTES.read_text().strip() in main
+    assert "(performance.md#notes)" in other and "What bounds a row, and what was tried.\n" not in other
+    assert "](performance-other/ratios.png)" in other and (docs / "performance-other" / "ratios.png").is_file()
+    assert report.main([written(ROWS), str(docs)]) == 2
+    assert "the page must be a .md file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"benchmarks": []}', '{"benchmarks": [{"extra_info": {"table": true}}]}'])
@@ -237,7 +249,7 @@ def test_the_suite_runs_and_its_report_is_written(tmp_path):
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}  # it times nothing
     result = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert report.main([str(file), str(tmp_path / "docs")]) == 0
+    assert report.main([str(file), str(tmp_path / "docs" / "performance.md")]) == 0
     page = (tmp_path / "docs" / "performance.md").read_text()
     assert "| last token, p = 16, N = 8, d = 256 | bfloat16 | 1 | " in page
     assert compare.main([str(file), str(file)]) == 0

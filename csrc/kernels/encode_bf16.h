@@ -61,7 +61,7 @@ SRR_INLINE F16 gelu_bf16(F16 x) {
 
 // ---- products ---------------------------------------------------------------------------------------------------
 
-// Who shares the panels of a product, four side by side.
+// Who shares the panels of a product, by strips of kMaxPanels.
 struct Bf16Team {
   const Threads& threads;
   int64_t workers;
@@ -70,11 +70,13 @@ struct Bf16Team {
   int64_t sums_distance;  // to the next one's
 };
 
-// X W^T: done() as above, by several workers at once.
+// X W^T, done() as panels_bf16() calls it, by several workers at once. The last strip alone may have an odd panel: the
+// feed-forward block stores panels in twos.
 template <class Done>
 inline void product_bf16(const Bf16Team& team, const uint16_t* x, int64_t x_stride, int64_t rows, const PackedMatrix& m,
                          const void* packed, Done&& done) {
   constexpr int64_t together = kMaxPanels;
+  static_assert(together % 2 == 0, "see above");
   const int64_t panels = all_panels(m).end, strips = (panels + together - 1) / together;
   parallel(team.threads, team.workers, [&](int64_t worker) {
     Tiles others;

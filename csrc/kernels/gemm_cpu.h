@@ -45,7 +45,8 @@ SRR_INLINE void put_tile(const F16 (&acc)[R][P], float* y, int64_t y_stride, boo
     }
 }
 
-// How far ahead weights are fetched: where the panels of a tile are all there are, the same place in the next K-block.
+// How far ahead weights are fetched: the panels to the right of a tile's; where these are all there are, the same place
+// in the next K-block.
 template <int P>
 constexpr int64_t kNextBlock = P * kBlockK * kPanel;
 

@@ -2,10 +2,8 @@
 // Products of bfloat16 rows and bfloat16 weights by the instruction that adds the products of pairs to fp32 sums. On
 // AMX: gemm_amx.h and panels_amx.h. The bits of a row depend on that row and W alone here too.
 
-constexpr int64_t kStep = 32;            // columns that lie in whole where the encoder keeps rows of bfloat16
-constexpr int64_t kBf16ChunkRows = 128;  // what a chunk of short sequences grows to
-constexpr int64_t kBf16TileRows = 48;    // rows that go through the feed-forward block together; of wide rankers, more
-constexpr int64_t kBf16TileRowsWide = 96;
+constexpr int64_t kStep = 32;  // rows of bfloat16 that the encoder keeps are padded to whole steps of so many columns
+constexpr int64_t kBf16TileRows = 8 * kMaxRows;                 // rows that go through the feed-forward block together
 constexpr int64_t kBf16QueryRows = 8 * kMaxRows;                // queries of one attention tile
 constexpr int64_t kSumFloats = kMaxRows * kMaxPanels * kPanel;  // what panels_bf16() has on its way
 
@@ -20,8 +18,8 @@ struct DotRowsAt {
 SRR_INLINE const uint16_t* row_at(const DotPointers& x, int64_t r) { return x.rows[r]; }
 SRR_INLINE const uint16_t* row_at(const DotRowsAt& x, int64_t r) { return x.data + r * x.stride; }
 
-// Panels of W under a tile: `blocks` whole K-blocks, `block` elements apart; then, at `last`, `rest` rows, an even
-// number, whose panels are `last_panel` elements apart.
+// Panels of W under a tile: `blocks` whole K-blocks, `block` elements apart; then, at `last`, any even number of rows,
+// `rest`, whose panels are `last_panel` elements apart.
 struct DotWeights {
   const uint16_t* w;
   int64_t block, blocks;
@@ -60,7 +58,7 @@ SRR_INLINE void add_dots(const uint16_t* const (&a)[R], int64_t k, int64_t end, 
   }
 }
 
-// One tile of Y (+)= X W. Of X, the next K-block is fetched.
+// One tile of Y (+)= X W. Under whole K-blocks the next one of X is fetched.
 template <int R, int P, class X>
 __attribute__((noinline)) void tile_dot(const X& x, int64_t row0, const DotWeights& w, float* y, int64_t y_stride,
                                         bool add) {
@@ -83,9 +81,8 @@ __attribute__((noinline)) void tile_dot(const X& x, int64_t row0, const DotWeigh
 }
 
 // Y[r] (+)= X[r] W^T over one K-block. Rows hold K_padded elements each.
-template <class X>
-inline void gemm_block_dot(const X& x, int64_t rows, const PackedMatrix& m, const void* packed, int64_t block, float* y,
-                           int64_t y_stride, bool add) {
+inline void gemm_block_dot(const DotPointers& x, int64_t rows, const PackedMatrix& m, const void* packed, int64_t block,
+                           float* y, int64_t y_stride, bool add) {
   for_tiles(rows, m.N_padded() / kPanel, [&](auto R, auto P, int64_t row0, int64_t panel) {
     tile_dot<R.value, P.value>(x, row0, block_weights(m, packed, block, block + 1, panel),
                                y + row0 * y_stride + panel * kPanel, y_stride, add);

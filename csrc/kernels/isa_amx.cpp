@@ -10,7 +10,6 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #define SRR_AVX512
 #define SRR_AMX
-#define SRR_BF16
 namespace srr {
 namespace amx {
 #include "simd.h"

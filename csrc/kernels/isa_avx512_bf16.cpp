@@ -9,7 +9,6 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #define SRR_AVX512
-#define SRR_BF16
 #define SRR_BF16_DOT
 namespace srr {
 namespace avx512_bf16 {

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of bfloat16 rows on AMX, as the encoder wants them; in dot products: gemm_dot.h.
 
-constexpr int64_t kBf16ChunkRows = 128;  // what a chunk of short sequences grows to
-constexpr int64_t kBf16TileRows = 32;    // rows that go through the feed-forward block together; of wide rankers, more
-constexpr int64_t kBf16TileRowsWide = 96;
+constexpr int64_t kBf16TileRows = 2 * kTileHeight;   // rows that go through the feed-forward block together
 constexpr int64_t kBf16QueryRows = 2 * kTileHeight;  // queries of one attention tile
 constexpr int64_t kTileFloats = kTileHeight * kPanel;
 constexpr int64_t kSumFloats = 2 * 4 * kTileFloats;  // what panels_bf16() has on its way
+static_assert(kMaxPanels == 2 * kTilePanels, "workers share strips as wide as what stands under one tile");
 
 // Rows of X in tiles of one height: all in one tile, or in pairs of tiles. Where rows are fewer than tiles hold, the
 // lower tile of the last pair begins earlier, and some rows are multiplied twice.

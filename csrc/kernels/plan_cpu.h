@@ -30,12 +30,11 @@ constexpr int64_t kMaxSlices = 8;
 // Where sums stay in tiles, the panels of a strip, and the bytes of a slice of one: a part of a L2 cache.
 constexpr int64_t kStripPanels = 4;
 constexpr int64_t kSliceBytes = 1 << 19;
-// Less than this per extra worker is not worth waking it: about as much time with fp32 as with faster bfloat16 weights.
-constexpr double kParallelFlop = 4e6;
+// Less than this per extra worker is not worth waking it.
 #if defined(SRR_AMX)
-constexpr double kParallelFlopBf16 = 16e6;
+constexpr double kParallelFlop = 4e6, kParallelFlopBf16 = 16e6;
 #else
-constexpr double kParallelFlopBf16 = kParallelFlop;
+constexpr double kParallelFlop = 2e6, kParallelFlopBf16 = 2e6;
 #endif
 
 inline int64_t sequence_rows(const ScoreParams& a, int64_t list) {

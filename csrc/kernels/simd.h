@@ -5,6 +5,10 @@
 
 #define SRR_INLINE inline __attribute__((always_inline))
 
+#if defined(SRR_AMX) || defined(SRR_BF16_DOT)
+#define SRR_BF16  // products of bfloat16 are worth an encoder of their own: encode_bf16.h
+#endif
+
 #if defined(SRR_AVX512)
 
 struct F16 {

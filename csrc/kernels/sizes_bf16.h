@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the encoder for bfloat16 weights keeps in the workspace: sizes and places.
 
+constexpr int64_t kBf16ChunkRows = 128;         // what a chunk of short sequences grows to
+constexpr int64_t kBf16TileRowsWide = 96;       // kBf16TileRows of wide rankers
 constexpr int64_t kBf16KeyBlock = 4 * kBlockK;  // keys that an attention tile looks at together
+static_assert(kBf16TileRows % 2 == 0 && kBf16TileRowsWide % 2 == 0 && kBf16QueryRows % 2 == 0, "tiles are evened out");
 
 // Sizes in elements of what products read. Columns are padded with zeros to whole steps.
 struct Bf16Sizes {

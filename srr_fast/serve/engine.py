@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -69,7 +70,9 @@ class Engine:
         prompts.encode_responses("serve", tokenizer, ["a"])
         self.ranker = ranker
         self.best_of_n = BestOfN(model, tokenizer, ranker)
-        self.reader = TextRanker(model, None, ranker)  # of ids: it need not decode them again
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # best_of_n has said what does not go together
+            self.reader = TextRanker(model, None, ranker)  # of ids: it need not decode them again
         config = model.config.get_text_config(decoder=True)
         self.positions: int | None = getattr(config, "max_position_embeddings", None)
         eos = model.generation_config.eos_token_id

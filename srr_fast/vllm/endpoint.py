@@ -41,7 +41,7 @@ class SafeRequest(BaseModel):
     max_tokens: int = Field(256, ge=1)
     temperature: float | None = Field(None, gt=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: list[Annotated[str, Field(min_length=1)]] | None = None
 
     @model_validator(mode="after")

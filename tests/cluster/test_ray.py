@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from srr_fast import minichat
+from srr_fast import SafetyRanker, minichat
 from srr_fast.cli.command import main
 from srr_fast.lists import LabelledList, LabelledResponse, write_lists
 from srr_fast.ray_shards import run
@@ -123,6 +123,19 @@ def test_a_line_at_fault_is_said_in_one_line(tmp_path):
         printed, _ = process.communicate(timeout=250)
     assert process.returncode == 2 and "Traceback" not in printed
     assert printed.splitlines()[-1].startswith(f"srr-fast rank: {source}: line 1 is no list of responses")
+
+
+def test_what_two_actors_are_warned_of_is_said_once(tmp_path):
+    ranker = SafetyRanker.from_pretrained(minichat.RANKER_FOLDER)
+    ranker.reading_fingerprint = "0" * 16
+    ranker.save_pretrained(tmp_path / "ranker")
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"query": "How?", "documents": ["No.", "Yes."]}\n' * 200)
+    options = ["--model", str(minichat.MODEL_FOLDER), "--ranker", str(tmp_path / "ranker"), "--actors", "2"]
+    with driver(RANK, "rank", "--ray", str(source), str(tmp_path / "out"), *options) as process:
+        printed, _ = process.communicate(timeout=250)
+    assert process.returncode == 0, printed
+    assert printed.count("other tokenizer or chat template, fingerprint 0000000000000000") == 1, printed
 
 
 def test_an_actor_killed_while_states_are_extracted_loses_nothing(tmp_path, monkeypatch):

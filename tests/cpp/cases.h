@@ -152,6 +152,8 @@ inline std::vector<ScoreCase> score_cases() {
        kB16},
       {"bf16 weights, misaligned and strided states", {640, 48, 1, 64, 1, false, true}, {20}, kList, kB16, {3, 5}},
       {"bf16 weights, pairs", {256, 48, 1, 192, 1, false, true}, {9}, kPair, kF16},
+      {"bf16 weights, an odd number of keys, more than are taken together", {16, 30, 3, 33, 1, true, true}, {700}},
+      {"bf16 weights, pairs, padded heads", {64, 30, 3, 120, 2, false, true}, {9, 4}, kPair, kB16},
       {"bf16 weights, the largest ranker", {512, 512, 8, 2048, 1, false, true}, {4}, kList, kB16},
 
       {"strided states", {384, 64, 1, 256, 1, false, false}, {9}, kList, kF32, {0, 16}},

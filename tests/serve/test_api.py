@@ -326,3 +326,11 @@ def test_the_other_routes(client):
         "srr_fast_in_flight 0.0",
     ):
         assert line in text, text
+
+
+def test_a_ranker_of_another_model_is_said_once(make_engine):
+    other = ranker()
+    other.model_fingerprint = "0" * 16
+    with pytest.warns(UserWarning, match="fingerprint 0000000000000000") as told:
+        make_engine(other)
+    assert len([one for one in told if "fingerprint" in str(one.message)]) == 1
