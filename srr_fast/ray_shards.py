@@ -61,8 +61,8 @@ class States:
 
 
 class _Actor:
-    """A shard in; its size out, what users were warned of, as JSON, and what is wrong, empty where nothing is: Ray would
-    make a trace of that, and keep warnings in the actor's log."""
+    """A shard in; its size out, what the actor was warned of, as JSON, and what is wrong, empty where nothing is: Ray
+    would make a trace of that, and keep warnings in the actor's log."""
 
     def __init__(self, work: _Work) -> None:
         with warnings.catch_warnings(record=True) as caught:
