@@ -89,7 +89,7 @@ inline void product_bf16(const Bf16Team& team, const uint16_t* x, int64_t x_stri
 
 // ---- the layer --------------------------------------------------------------------------------------------------
 
-// A row as the tiles read it, zeros behind its p columns.
+// A row as products read it, zeros behind its p columns.
 SRR_INLINE void round_row(const float* x, int64_t p, int64_t columns, uint16_t* to) {
   int64_t c = 0;
   for (; c + kStep <= p; c += kStep) store_bf16(to + c, load(x + c), load(x + c + kPanel));
@@ -160,7 +160,7 @@ SRR_INLINE void transpose_pairs(__m512i (&v)[16]) {
   }
 }
 
-// The keys and values of the sequence of rows [begin, end) as the tiles of W want them: zeros where there is none.
+// The keys and values of the sequence of rows [begin, end), packed as weights are: zeros where there is none.
 inline void pack_sequence(const ScoreParams& a, const Bf16Sizes& n, const Bf16Chunk& c, int64_t begin, int64_t end) {
   const int64_t S = end - begin, stride = 3 * n.heads, E = a.layout.head_padded(), keys = round_up(S, kStep);
   const __m512i none = _mm512_setzero_si512();
