@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import MaxLengthCriteria
 from transformers.utils import ModelOutput
 
-from . import beams, decoding, fingerprint, reference
+from . import beams, cache_argument, decoding, fingerprint, reference
 from .capture import Capture
 from .decoder import layers_to_read, states_to_read
 from .generate_options import SERVED
@@ -139,9 +139,9 @@ def _check(config: GenerationConfig, n: int) -> None:
 
 def _whole_prompts(input_ids: Tensor, mask: Tensor, model_kwargs: Mapping[str, Any]) -> Tensor:
     """The mask in int64, of prompts from their first token to their last: where they are, their states are pooled."""
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(cache_argument.GENERATE)
     if cache is not None and cache.get_seq_length() > 0:
-        raise ValueError("best_of_n: past_key_values cannot be served: the prompt's own states are needed")
+        raise ValueError(f"best_of_n: {cache_argument.GENERATE} cannot be served: the prompt's own states are needed")
     if mask.shape != input_ids.shape:  # as generate makes it of inputs_embeds alone
         raise ValueError(
             f"best_of_n: input_ids must be given, one for each of attention_mask {list(mask.shape)}, got "

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from . import hooking
+from . import cache_argument, hooking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -109,7 +109,7 @@ def sample(
     outputs = model._prefill(input_ids[prefilled], uncompiled, _select(prefilled, model_kwargs))
     logits = _last(outputs, input_ids)
     if leaving:
-        cache = model_kwargs["past_key_values"]
+        cache = model_kwargs[cache_argument.GENERATE]
         cache.batch_repeat_interleave(n)
         cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
         logits = logits.repeat_interleave(n, 0)
@@ -150,7 +150,7 @@ def sample(
 
 
 def _rows_can_leave(rows: int, model_kwargs: dict[str, Any]) -> bool:
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(cache_argument.GENERATE)
     return (
         bool(model_kwargs.get("use_cache"))
         and type(cache) is DynamicCache

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from . import functional
+from . import cache_argument, functional
 from .decoding import SELECTABLE
 from .hooking import LayerListener, joined
 
@@ -123,6 +123,7 @@ def pool_given(
         shared: dict[int, list[int]] = {}  # prompts that share their cache, by their length: there is no padding
         some = [[(b, i) for i, answer in enumerate(answers) if len(answer)] for b, answers in enumerate(responses)]
         cacheable = _empty_cache(model) is not None
+        argument = cache_argument.of(model.forward) or ""
         for b, pairs in enumerate(some):
             if len(pairs) > 1 and cacheable:
                 shared.setdefault(len(prompts[b]), []).append(b)
@@ -134,9 +135,7 @@ def pool_given(
                 continue
             for group in _chunks(of_length, max(batch_tokens // P, 1)):
                 cache = _empty_cache(model)
-                (inst,) = read(
-                    [prompts[b] for b in group], [(0, P)] * len(group), past_key_values=cache, use_cache=True
-                )
+                (inst,) = read([prompts[b] for b in group], [(0, P)] * len(group), use_cache=True, **{argument: cache})
                 pooled |= {(b, None): row for b, row in zip(group, inst, strict=True)}
                 members = [(place, i) for place, b in enumerate(group) for _, i in some[b]]
                 lengths = [len(responses[group[place]][i]) for place, i in members]
@@ -144,7 +143,7 @@ def pool_given(
                     rows = [responses[group[place]][i] for place, i in batch]
                     whole = [(0, len(ids)) for ids in rows]
                     chosen = _selected(cache, [place for place, _ in batch])
-                    (resp,) = read(rows, whole, past_key_values=chosen, use_cache=True)
+                    (resp,) = read(rows, whole, use_cache=True, **{argument: chosen})
                     pooled |= {(group[place], i): row for (place, i), row in zip(batch, resp, strict=True)}
                     progress.update(sum(map(len, rows)))
 
@@ -254,7 +253,7 @@ def _tensor(rows: Sequence[np.ndarray], device: torch.device) -> Tensor:
 def _empty_cache(model: PreTrainedModel) -> DynamicCache | None:
     """The cache of a text model whose every layer can be repeated over rows; None for any other model."""
     config = model.config.get_text_config(decoder=True)
-    if config is not model.config or "past_key_values" not in inspect.signature(model.forward).parameters:
+    if config is not model.config or cache_argument.of(model.forward) is None:
         return None
     cache = DynamicCache(config=config)
     plain = bool(cache.layers) and all(type(layer) in SELECTABLE for layer in cache.layers)

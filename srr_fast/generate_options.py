@@ -36,6 +36,7 @@ REFUSED = {
     "input_ids": 'pass {"input_ids": ..., "attention_mask": ...} as the first argument',
     "attention_mask": 'pass {"input_ids": ..., "attention_mask": ...} as the first argument',
     "inputs_embeds": "pass token ids as the first argument",
+    "cache": "BestOfN makes the cache; use cache_implementation= to choose its kind",
     "past_key_values": "BestOfN makes the cache; use cache_implementation= to choose its kind",
     "return_dict_in_generate": "the answer is a BestOfNResult",
     "output_scores": "the answer is a BestOfNResult",

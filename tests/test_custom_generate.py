@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import srr_fast
-from srr_fast import fingerprint
+from srr_fast import cache_argument, fingerprint
 from srr_fast.custom_generate import BestOfNOutput
 from srr_fast.ranker import Calibration
 
@@ -161,9 +161,9 @@ def test_a_mask_between_its_values_is_refused(odd, beams):
 def test_prompts_are_whole():
     model = tiny("llama")
     with torch.no_grad():
-        cache = model(IDS[:, :4], use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="best_of_n: past_key_values cannot be served"):
-        run(model, make_ranker(), past_key_values=cache)
+        cache = model(IDS[:, :4], use_cache=True)[cache_argument.GENERATE]
+    with pytest.raises(ValueError, match=f"best_of_n: {cache_argument.GENERATE} cannot be served"):
+        run(model, make_ranker(), **{cache_argument.GENERATE: cache})
     embeds = model.get_input_embeddings()(IDS)
     with pytest.raises(ValueError, match="best_of_n: input_ids must be given"):
         run(model, make_ranker(), input_ids=None, inputs_embeds=embeds)

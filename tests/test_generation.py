@@ -233,6 +233,7 @@ def test_stop_strings_want_a_tokenizer_that_spells_every_word():
         dict(return_dict_in_generate=True),
         dict(output_hidden_states=True),
         dict(past_key_values=DynamicCache()),
+        dict(cache=DynamicCache()),
         dict(attention_mask=MASK),
         dict(cache_implementation="paged"),
         dict(synced_gpus=True),
