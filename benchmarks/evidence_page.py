@@ -63,6 +63,12 @@ with the standard error over lists; gptfuzz, where top-1 is 1, was not run again
 - More examples with their labels kept, saferlhf_mini, two draws: halves of responses and words left out -0.034 to
   -0.014 +- 0.018, by their weight; words left out alone -0.006 +- 0.010 (diasafety, one draw, four of the folds:
   +0.004 +- 0.007); under another list's instruction -0.004 to -0.002 +- 0.008.
+- Labels of other sources in the same kernel machine, two draws: between sources the kernel counts for a part of what
+  it counts within one. saferlhf_mini with diasafety, a tenth to a half: -0.010 to +0.004 +- 0.010, the whole -0.032 to
+  -0.010 +- 0.020; with jailjudge_mini, gptfuzz and xstest_unsafe, a tenth to a half: -0.007 to +0.004 +- 0.010, the
+  whole -0.049 to -0.042 +- 0.020; diasafety with saferlhf_mini, the same parts: -0.002 to +0.003 +- 0.006, the whole
+  -0.013 to -0.005 +- 0.009. Pairs of hh_harmless_test as differences to be learned, six settings: saferlhf_mini -0.004
+  to +0.021 +- 0.014, mean of all +0.004; the machine as it is orders 0.63 of these pairs as people did.
 - The ranker orders about nine pairs in ten of a saferlhf_mini list as the kernel machine does and is 0.004 to 0.028
   below it there, by draw of the folds and seed. Drawing half of what it learns from close to real states makes that
   fewer pairs, since there the kernel machine repeats its labels; top-1 came out higher by 0.012 and 0.004, within
