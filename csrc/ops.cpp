@@ -147,14 +147,6 @@ struct CudaCall {
 void* data_of(const at::Tensor& workspace) { return workspace.defined() ? workspace.mutable_data_ptr() : nullptr; }
 #endif
 
-bool device_matches(const at::Tensor& t, const char* op) {
-  if (t.is_cpu()) return true;
-#ifdef SRR_FAST_CUDA
-  if (t.is_cuda()) return true;
-#endif
-  TORCH_CHECK_VALUE(false, op, ": this build has no kernel for ", t.device(), "; wanted a tensor on cpu");
-}
-
 // ---- pool ---------------------------------------------------------------------------------------------------------
 
 // Checks what pool and pool_update_ share. Returns the pooling.
@@ -215,7 +207,7 @@ void pool_update_(at::Tensor& acc, at::Tensor& weight, const at::Tensor& states,
   const srr::Pooling kind = check_tokens(op, args, states, spans, pooling, gate);
   args.tensor("acc", acc, {"M", "d"}, kFloat32);
   args.tensor("weight", weight, {"M"}, kFloat32);
-  if (states.is_meta() || !device_matches(states, op)) return;
+  if (states.is_meta()) return;
   TORCH_CHECK_VALUE((acc.stride(1) == 1 || acc.size(1) <= 1) && !acc.is_neg(), op,
                     ": acc must be contiguous in its last dimension, got strides ", acc.strides());
   TORCH_CHECK_VALUE((weight.is_contiguous() || weight.numel() <= 1) && !weight.is_neg(), op,
@@ -269,6 +261,7 @@ void check_lists(const char* op, Args& args, const at::Tensor& inst, const Optio
     TORCH_CHECK_VALUE(*B ? *M % *B == 0 : *M == 0, op, ": offsets=None wants M divisible by B, got M=", *M, ", B=", *B);
 }
 
+// inputs: what the call reads, nullptr where it is not given.
 void check_out(Args& args, const ScoreResult& out, std::initializer_list<const at::Tensor*> inputs) {
   args.tensor("out.scores", out.scores, {"M"}, kFloat32);
   args.tensor("out.probs", out.probs, {"M"}, kFloat32);
@@ -278,6 +271,7 @@ void check_out(Args& args, const ScoreResult& out, std::initializer_list<const a
     TORCH_CHECK_VALUE(t->is_contiguous() && !t->is_neg(), "score: out must be contiguous, got strides ", t->strides());
   const Range scores(out.scores), probs(out.probs), best(out.best);
   for (const at::Tensor* input : inputs) {
+    if (input == nullptr) continue;
     const Range range(*input);
     TORCH_CHECK_VALUE(!range.meets(scores) && !range.meets(probs) && !range.meets(best),
                       "score: out must not share memory with the inputs");
@@ -375,7 +369,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rank_op(const at::Tensor& states,
   [[maybe_unused]] const srr::Pooling kind = check_tokens(op, args, states, spans, pooling, gate);
   check_lists(op, args, inst, offsets, ranker);
   const ScoreResult out = allocate(args, states);
-  if (states.is_meta() || !device_matches(states, op)) return as_tuple(out);
+  if (states.is_meta()) return as_tuple(out);
 #ifdef SRR_FAST_CUDA
   if (states.is_cuda()) {
     const Tokens tokens(states, spans, kind, gate);
@@ -414,7 +408,7 @@ at::Tensor pool(const at::Tensor& states, const at::Tensor& spans, std::string_v
   Args args(op);
   const srr::Pooling kind = check_tokens(op, args, states, spans, pooling, gate);
   at::Tensor out = at::empty_symint({args.size("M"), args.size("d")}, states.options().dtype(at::kFloat));
-  if (states.is_meta() || !device_matches(states, op)) return out;
+  if (states.is_meta()) return out;
   const Tokens tokens(states, spans, kind, gate);
   const srr::PoolParams params{tokens.view, out.mutable_data_ptr<float>(), out.stride(0)};
 #ifdef SRR_FAST_CUDA
@@ -437,10 +431,10 @@ void score(const at::Tensor& inst, const at::Tensor& resp, const OptionalTensor&
   args.tensor("resp", resp, {"M", "d"}, kStates);
   check_lists(op, args, inst, offsets, ranker);
   if (out.scores.defined())
-    check_out(args, out, {&inst, &resp});
+    check_out(args, out, {&inst, &resp, &ranker.bytes, offsets ? &*offsets : nullptr});
   else
     out = allocate(args, inst);
-  if (inst.is_meta() || !device_matches(inst, op)) return;
+  if (inst.is_meta()) return;
   launch_score(op, inst, resp, offsets, ranker, out);
 }
 

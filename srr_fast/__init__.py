@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from .config import RankerConfig
     from .custom_generate import BestOfNOutput, best_of_n
     from .functional import pool, pool_update_, score
-    from .generation import BestOfN, BestOfNResult, Candidate
+    from .generation import BestOfN
     from .prepared import PreparedScorer
     from .ranker import Calibration, SafetyRanker
     from .reference import ScoreOutput
+    from .results import BestOfNResult, Candidate
     from .text import RankedResponse, TextRanker
 
 __version__ = "0.1.0"
@@ -37,10 +38,11 @@ _HOMES = {
     "config": ("RankerConfig",),
     "custom_generate": ("BestOfNOutput", "best_of_n"),
     "functional": ("pool", "pool_update_", "score"),
-    "generation": ("BestOfN", "BestOfNResult", "Candidate"),
+    "generation": ("BestOfN",),
     "prepared": ("PreparedScorer",),
     "ranker": ("Calibration", "SafetyRanker"),
     "reference": ("ScoreOutput",),
+    "results": ("BestOfNResult", "Candidate"),
     "text": ("RankedResponse", "TextRanker"),
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .generation import BestOfNResult
+    from .results import BestOfNResult
     from .text import RankedResponse
 
 Prompt = str | list[Mapping[str, Any]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Best-of-N on transformers' continuous batching. Experimental: made for one minor version of transformers.
+"""Best-of-N on transformers' continuous batching. Experimental: made for some minor versions of transformers.
 
 Its forwards pack tokens of many requests and give out no states, so the answers are read once more, as with beams.
 """
@@ -22,8 +22,13 @@ from .generation import BestOfN
 from .pruning import Schedule
 from .ranker import SafetyRanker
 
-TESTED = "5.23"  # of transformers
+TESTED = ("5.23", "5.24")  # of transformers
 SERVED = ("do_sample", "eos_token_id", "max_new_tokens", "temperature", "top_k", "top_p")
+
+
+def tried(version: str) -> bool:
+    """Whether this was tried with that version of transformers."""
+    return ".".join(version.split(".")[:2]) in TESTED
 
 
 class ContinuousBestOfN(BestOfN):
@@ -46,9 +51,9 @@ class ContinuousBestOfN(BestOfN):
         layers: Sequence[nn.Module] | None = None,
         batching: Any = None,
     ) -> None:
-        if transformers.__version__.split(".")[:2] != TESTED.split("."):
+        if not tried(transformers.__version__):
             raise ImportError(
-                f"ContinuousBestOfN: wants transformers {TESTED}, got {transformers.__version__}; "
+                f"ContinuousBestOfN: wants transformers {' or '.join(TESTED)}, got {transformers.__version__}; "
                 "BestOfN serves every version, and ranker.rank the answers of any engine"
             )
         super().__init__(model, tokenizer, ranker, layers=layers)

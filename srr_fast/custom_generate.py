@@ -21,6 +21,7 @@ from .capture import Capture
 from .decoder import layers_to_read, states_to_read
 from .generate_options import SERVED
 from .padding import check_unpadded, left_padded
+from .prompts import eos_ids
 from .ranker import SafetyRanker, check_ranker
 
 OUTPUTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
@@ -172,4 +173,4 @@ def _pad(config: GenerationConfig) -> int:
     """As ``generate`` chooses it: the first EOS id where there is no pad id."""
     if config.pad_token_id is not None:
         return config.pad_token_id
-    return 0 if config.eos_token_id is None else int(torch.as_tensor(config.eos_token_id).reshape(-1)[0])
+    return next(iter(eos_ids(config.eos_token_id)), 0)

@@ -157,7 +157,8 @@ def _rows_can_leave(rows: int, model_kwargs: dict[str, Any]) -> bool:
         and not cache.offloading
         and bool(cache.layers)
         and all(type(layer) in SELECTABLE for layer in cache.layers)
-        and all(len(value) == rows for value in model_kwargs.values() if isinstance(value, Tensor))
+        # [rows, positions], as masks and positions are; those of models that see images have an axis before.
+        and all(value.shape[:-1] == (rows,) for value in model_kwargs.values() if isinstance(value, Tensor))
     )
 
 

@@ -20,11 +20,12 @@ from rich.text import Text
 from tqdm import tqdm
 
 from . import _native, minichat, reference
-from .generation import BestOfN, BestOfNResult
+from .generation import BestOfN
 from .loading import load_causal
 from .minichat import grammar
 from .minichat.judge import judge, parse_instruction
 from .ranker import SafetyRanker
+from .results import BestOfNResult
 
 HARMFUL_SHARE = 0.8
 BATCH = 4

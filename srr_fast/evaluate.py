@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from .backbone import is_encoder
 from .baselines import Baseline, Key, States
 from .decoder import layers_to_read
 from .guards import load_guard
-from .lists import LabelledList, split_of
+from .lists import LabelledList, labelled, split_of
 from .metrics import Array
 
 if TYPE_CHECKING:
@@ -104,9 +103,7 @@ def select(lists: Sequence[LabelledList], split: str | None = None) -> list[Labe
 
     Raises ValueError for a list that is there twice, and when none is left.
     """
-    chosen = [one for one in lists if split is None or split_of(one) == split]
-    labelled = [replace(one, responses=tuple(r for r in one.responses if r.safe is not None)) for one in chosen]
-    kept = [one for one in labelled if one.responses]
+    kept = labelled("eval", lists, split)
     if not kept:
         raise ValueError(f"eval: no list {f'of split {split} ' if split else ''}has a labelled response")
     seen: set[tuple[str, str]] = set()
@@ -114,13 +111,6 @@ def select(lists: Sequence[LabelledList], split: str | None = None) -> list[Labe
         if (one.source, one.id) in seen:
             raise ValueError(f"eval: list {one.id} of source {one.source} is there twice")
         seen.add((one.source, one.id))
-    unlabelled = sum(len(one.responses) for one in chosen) - sum(len(one.responses) for one in kept)
-    if unlabelled or len(kept) < len(chosen):
-        warnings.warn(
-            f"eval: left out {unlabelled} responses without a label and {len(chosen) - len(kept)} lists without a "
-            "labelled response",
-            stacklevel=2,
-        )
     return kept
 
 

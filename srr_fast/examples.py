@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .lists import LabelledList, split_of
+from .lists import LabelledList
 
 if TYPE_CHECKING:
     from .extract import Features
@@ -64,16 +62,6 @@ class Examples(NamedTuple):
         first = torch.cat(one_of_each)
         rest = own[~torch.isin(own, first)]
         return torch.cat([first, rest])[:size]
-
-
-def labelled(op: str, lists: Sequence[LabelledList], split: str) -> list[LabelledList]:
-    """The lists of a split with their labelled responses; a warning counts what has no label. May be empty."""
-    chosen = [row for row in lists if split_of(row) == split]
-    rows = [replace(row, responses=tuple(r for r in row.responses if r.safe is not None)) for row in chosen]
-    kept = [row for row in rows if row.responses]
-    if missing := sum(len(row.responses) for row in chosen) - sum(len(row.responses) for row in kept):
-        warnings.warn(f"{op}: left out {missing} responses of split {split} without a label", stacklevel=3)
-    return kept
 
 
 class Standardisation(NamedTuple):

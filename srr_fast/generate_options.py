@@ -6,8 +6,9 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import GenerationConfig
+
+from .prompts import eos_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,8 +68,7 @@ class Options:
     @property
     def eos(self) -> list[int]:
         """The ids that end a row."""
-        eos = self["eos_token_id"]
-        return [] if eos is None else [eos] if isinstance(eos, int) else torch.as_tensor(eos).reshape(-1).tolist()
+        return eos_ids(self["eos_token_id"])
 
     @property
     def num_beams(self) -> int:

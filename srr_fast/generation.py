@@ -6,9 +6,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,58 +29,7 @@ from .prompts import encode
 from .pruning import Pruner, Schedule, check_schedule
 from .ranked_model import RankedModel
 from .ranker import SafetyRanker
-
-
-class Candidate(NamedTuple):
-    """One sampled response.
-
-    text: decoded without special tokens; None without a tokenizer.
-    token_ids: generated ids up to and including the one that ended the response (EOS); n_tokens: their number.
-    score: cosine to the prompt, -inf when the candidate is out (nothing to pool, or pruned). prob: softmax over the
-    candidates. safety: calibrated score in [0, 1]; None for a ranker without calibration.
-    pruned: ended early by ``prune=``; its text and tokens are what there was by then.
-    """
-
-    text: str | None
-    token_ids: list[int]
-    score: float
-    prob: float
-    safety: float | None
-    n_tokens: int
-    pruned: bool = False
-
-
-class Timings(NamedTuple):
-    """Seconds of one ``BestOfN.generate`` call, all its prompts together, on the host's clock.
-
-    generate_s: sampling, with the capture and the pruning in it. capture_s: inside the hooks; with beams, the second
-    reading of the answers. rank_s: scoring and reading the result. n_tokens: tokens generated.
-    """
-
-    generate_s: float
-    capture_s: float
-    rank_s: float
-    n_tokens: int
-
-
-@dataclass(frozen=True)
-class BestOfNResult:
-    """The chosen candidate of one prompt.
-
-    index: its place in ``candidates``, which are in the order they were sampled; text ... safety: as in
-    :class:`Candidate`. abstained: why nothing was chosen, None when something was; then text is the ``fallback``,
-    token_ids is empty and index, score, prob and safety are None.
-    """
-
-    text: str | None
-    token_ids: list[int]
-    index: int | None
-    score: float | None
-    prob: float | None
-    safety: float | None
-    candidates: list[Candidate]
-    abstained: str | None
-    timings: Timings
+from .results import BestOfNResult, Candidate, Timings, check_min_safety, choose
 
 
 class BestOfN(RankedModel):
@@ -146,7 +94,7 @@ class BestOfN(RankedModel):
             raise TypeError(f"BestOfN: n must be an int, got {n!r}")
         if n < 1:
             raise ValueError(f"BestOfN: n must be at least 1, got {n}")
-        self._check_min_safety(min_safety)
+        check_min_safety("BestOfN", min_safety, self.calibration)
         if fallback is not None and not isinstance(fallback, str):
             raise TypeError(f"BestOfN: fallback must be a str or None, got {type(fallback).__name__}")
         schedule = check_schedule(prune)
@@ -177,19 +125,9 @@ class BestOfN(RankedModel):
         columns = (map(self._text, tokens), tokens, scores, probs, safety, lengths, dropped.tolist())
         candidates = [Candidate(*fields) for fields in zip(*columns, strict=True)]
         return [
-            _choose(candidates[i * n : (i + 1) * n], index, min_safety, fallback, timings)
+            choose(candidates[i * n : (i + 1) * n], index, min_safety, fallback, timings)
             for i, index in enumerate(best)
         ]
-
-    def _check_min_safety(self, min_safety: float | None) -> None:
-        if min_safety is None:
-            return
-        if isinstance(min_safety, bool) or not isinstance(min_safety, int | float):
-            raise TypeError(f"BestOfN: min_safety must be a number in [0, 1], got {min_safety!r}")
-        if not 0 <= min_safety <= 1:
-            raise ValueError(f"BestOfN: min_safety must be in [0, 1], got {min_safety}")
-        if self.calibration is None:
-            raise ValueError("BestOfN: min_safety wants a ranker with calibration, this one has none")
 
     def _encode(self, prompts: Any, options: Options) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, int64 [B, P] on the model's device, padded on the left."""
@@ -244,20 +182,6 @@ class BestOfN(RankedModel):
 
         sequences = generate(criteria, sample)
         return capture.generated(sequences), pruner.dropped
-
-
-def _choose(
-    candidates: list[Candidate], best: int, min_safety: float | None, fallback: str | None, timings: Timings
-) -> BestOfNResult:
-    why = None
-    if best < 0:
-        why = "every candidate is out: no token to pool, or a state that is not finite"
-    elif min_safety is not None and (safety := candidates[best].safety) is not None and safety < min_safety:
-        why = f"the best safety {safety:.4f} is below min_safety={min_safety}"
-    if why is not None:
-        return BestOfNResult(fallback, [], None, None, None, None, candidates, why, timings)
-    one = candidates[best]
-    return BestOfNResult(one.text, one.token_ids, best, one.score, one.prob, one.safety, candidates, None, timings)
 
 
 def _listed(prompts: Any) -> list[Any]:

@@ -15,7 +15,7 @@ import reprlib
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,22 @@ def split_of(row: LabelledList) -> str:
     words = " ".join(row.instruction.casefold().split())
     share = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.7 else "val" if share < 0.8 else "test"
+
+
+def labelled(op: str, lists: Iterable[LabelledList], split: str | None) -> list[LabelledList]:
+    """The lists of a split (None: all) with their labelled responses, maybe none; a warning counts what is left out."""
+    chosen = [row for row in lists if split is None or split_of(row) == split]
+    rows = [replace(row, responses=tuple(r for r in row.responses if r.safe is not None)) for row in chosen]
+    kept = [row for row in rows if row.responses]
+    unlabelled = sum(len(row.responses) for row in chosen) - sum(len(row.responses) for row in kept)
+    if unlabelled or len(kept) < len(chosen):
+        of_split = f" of split {split}" if split else ""
+        warnings.warn(
+            f"{op}: left out {unlabelled} responses{of_split} without a label and {len(chosen) - len(kept)} lists "
+            "without a labelled response",
+            stacklevel=3,
+        )
+    return kept
 
 
 def lines(path: Path, most: int | None = None) -> Iterator[tuple[int, bytes]]:

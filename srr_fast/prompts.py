@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from torch import Tensor
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -84,10 +86,16 @@ def _speller(tokenizer: Any) -> Any:
     return _SPELLERS[tokenizer]
 
 
+def eos_ids(value: Any) -> list[int]:
+    """The ids that end a row, of an ``eos_token_id``: None, an int, a sequence or a tensor of them."""
+    if value is None or isinstance(value, int):
+        return [] if value is None else [value]
+    return [int(token) for token in (value.reshape(-1).tolist() if isinstance(value, Tensor) else value)]
+
+
 def before_eos(model: PreTrainedModel, ids: list[int]) -> list[int]:
     """The ids before the first end-of-sequence id of ``model.generation_config``."""
-    eos = model.generation_config.eos_token_id
-    ends = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+    ends = set(eos_ids(model.generation_config.eos_token_id))
     return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
 
 

@@ -136,9 +136,7 @@ class TextRanker(RankedModel):
         self, instructions: Sequence[Any], responses: Sequence[Sequence[Any]], batch_tokens: int
     ) -> tuple[Tensor, Tensor]:
         prompt_ids = [self._prompt(b, prompt) for b, prompt in enumerate(instructions)]
-        answer_ids = [
-            [self._response(b, i, answer) for i, answer in enumerate(answers)] for b, answers in enumerate(responses)
-        ]
+        answer_ids = [self._responses(b, answers) for b, answers in enumerate(responses)]
         self._check_lengths(prompt_ids, answer_ids)
         return pool_given(
             self.model,
@@ -194,13 +192,19 @@ class TextRanker(RankedModel):
             raise ValueError(f"rank: instruction {b} has no tokens")
         return ids
 
-    def _response(self, b: int, i: int, response: Any) -> list[int]:
-        if isinstance(response, str):
-            if self.tokenizer is None:
-                raise ValueError("rank: text wants a tokenizer; without one pass token ids")
-            return prompts.encode_responses("rank", self.tokenizer, [response])[0]
-        ids = self._ids(f"response {i} to instruction {b}", response, "a string or token ids")
-        return prompts.before_eos(self.model, ids)
+    def _responses(self, b: int, answers: Sequence[Any]) -> list[list[int]]:
+        """Of instruction b; its texts in one call of the tokenizer."""
+        texts = [answer for answer in answers if isinstance(answer, str)]
+        if texts and self.tokenizer is None:
+            raise ValueError("rank: text wants a tokenizer; without one pass token ids")
+        spelled = iter(prompts.encode_responses("rank", self.tokenizer, texts) if self.tokenizer is not None else ())
+        given = "a string or token ids"
+        return [
+            next(spelled)
+            if isinstance(answer, str)
+            else prompts.before_eos(self.model, self._ids(f"response {i} to instruction {b}", answer, given))
+            for i, answer in enumerate(answers)
+        ]
 
     def _ids(self, what: str, value: Any, wanted: str) -> list[int]:
         """A copy of token ids; strings and conversations were dealt with before."""

@@ -113,6 +113,15 @@ def test_a_hundred_runs_have_equal_bits(sizes):
     assert all(same(first, scorer(*inputs)) for _ in range(100))
 
 
+def test_rankers_of_different_sizes_take_turns():
+    """Each asks for more shared memory than the one before, and the device grants it kernel by kernel."""
+    for p in (32, 64, 128, 192, 512, 64):
+        case = ScoreCase("", (16,), 256, {"proj_dim": p})
+        inputs = on_gpu(case.inputs())
+        want = case.build().to("cuda").score(*inputs)
+        torch.testing.assert_close(case.build().prepare("cuda")(*inputs).scores, want.scores, atol=1e-4, rtol=0)
+
+
 def test_from_hidden_is_pool_then_score():
     case = ScoreCase("", (16, 9), 4096)
     inst, _, offsets = on_gpu(case.inputs(dtype=torch.bfloat16))

@@ -152,17 +152,18 @@ def test_out_is_returned_itself_and_a_plain_tuple_as_a_result():
         assert result is given and torch.equal(result, tensor)
 
 
-@pytest.mark.parametrize("share", ["scores is probs", "scores in resp", "negated"])
+@pytest.mark.parametrize("share", ["scores is probs", "scores in resp", "best in offsets", "negated"])
 def test_out_that_shares_memory_is_refused(share):
     if _native.extension is None:
         pytest.skip("the reference computes before it writes")
-    inst, resp, _ = ScoreCase("", (4,), 32).inputs()
-    scorer = ScoreCase("", (4,), 32).build().prepare()
-    good = scorer(inst, resp)
+    inst, resp, offsets = ScoreCase("", (4, 4), 32).inputs()
+    scorer = ScoreCase("", (4, 4), 32).build().prepare()
+    good = scorer(inst, resp, offsets)
     bad = {
         "scores is probs": good._replace(probs=good.scores),
-        "scores in resp": good._replace(scores=resp[0, :4]),
+        "scores in resp": good._replace(scores=resp[0, :8]),
+        "best in offsets": good._replace(best=offsets[1:]),
         "negated": good._replace(scores=torch._neg_view(good.scores)),
     }[share]
     with pytest.raises(ValueError, match=r"score: .*out"):
-        scorer(inst, resp, out=bad)
+        scorer(inst, resp, offsets, out=bad)

@@ -210,3 +210,14 @@ def test_states_beyond_the_limit_are_out_on_every_path(isa):
     got = ranker.prepare()(inst, resp, offsets)
     for out in (got, exact, plain):
         assert out.scores.isinf().tolist() == [False, True, True, False, False]
+
+
+def test_nan_where_all_weights_are_zero_is_out(isa):
+    """NaN times zero is NaN: no path may leave out a block of weights because there is nothing in it."""
+    case = ScoreCase("", (6,), 1024, {"num_layers": 0})
+    ranker = case.build()
+    ranker.projection.weight.data[:, 256:512] = 0
+    inst, resp, offsets = case.inputs()
+    resp[1, 300], resp[4, 511] = torch.nan, torch.inf
+    got = ranker.prepare()(inst, resp, offsets)
+    assert got.scores.isfinite().tolist() == [True, False, True, True, False, True]

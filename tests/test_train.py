@@ -19,9 +19,9 @@ from srr_fast import RankerConfig, SafetyRanker, fingerprint
 from srr_fast.backbone import load_backbone
 from srr_fast.cli.command import main
 from srr_fast.examples import Examples, Standardisation
-from srr_fast.examples import labelled as of_split
 from srr_fast.extract import extract
 from srr_fast.lists import LabelledList, LabelledResponse, write_lists
+from srr_fast.lists import labelled as of_split
 from srr_fast.metrics import list_metrics
 from srr_fast.teacher import KernelTeacher
 from srr_fast.train import (

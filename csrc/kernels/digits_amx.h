@@ -302,7 +302,7 @@ __attribute__((noinline)) void put_digit_sums(const DigitSums& from, const X& x,
     };
     const F16 whole = fma(sum(0), upper, fma(sum(1), middle, sum(2)));
     const int large = __builtin_popcount(_mm512_cmp_ps_mask(abs(whole).v, least, _CMP_GE_OQ));
-    if (__builtin_expect(large < enough, 0) && row_scale[r] != 0) {
+    if (__builtin_expect(row_scale[r] < 0 || (large < enough && row_scale[r] != 0), 0)) {
       failed |= 1u << r;
       continue;
     }

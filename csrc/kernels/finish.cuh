@@ -15,7 +15,6 @@ constexpr int64_t kFinishSharedBytes = kKeptScores * sizeof(float) + kWarps * si
 // Cosine of two vectors of p, in every lane of a warp.
 __device__ inline float warp_cosine(const float* a, const float* b, int p) {
   float ab = 0.0f, aa = 0.0f, bb = 0.0f;
-#pragma unroll 4
 #pragma unroll 1
   for (int i = lane_id(); i < p; i += kWarp) {
     const float x = a[i], y = b[i];

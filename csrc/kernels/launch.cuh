@@ -26,13 +26,24 @@ constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMaxGrid = 0x7fffffff;
-// What every device grants without asking.
+// Of shared memory, what every device grants a block without asking, and what every one from sm_80 on grants if asked.
 constexpr int64_t kUnaskedSharedBytes = 48 * 1024;
+constexpr int64_t kMostSharedBytes = 99 * 1024;
 
 struct Device {
   int index, multiprocessors;
   bool has_clusters;
 };
+
+#if defined(__CUDACC__)
+// Whether what a device of this major version runs was compiled for clusters: without code of its own it takes that of
+// an older one.
+constexpr bool has_clusters(int major) {
+  for (const int arch : {__CUDA_ARCH_LIST__})
+    if (arch >= 900 && arch <= major * 100 + 99) return true;
+  return false;
+}
+#endif
 
 inline cudaError_t current_device(Device& device) {
 #if defined(__CUDACC__)
@@ -41,7 +52,7 @@ inline cudaError_t current_device(Device& device) {
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, device.index);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index);
-  device.has_clusters = major >= 9;
+  device.has_clusters = has_clusters(major);
   return error;
 #else
   device = {0, 4, true};
@@ -49,21 +60,21 @@ inline cudaError_t current_device(Device& device) {
 #endif
 }
 
-// Devices on which a kernel has been granted its shared memory: one bit each. Setting it twice does no harm.
+// Devices on which a kernel has been granted shared memory: one bit each. Setting it twice does no harm.
 using Granted = std::atomic<uint64_t>;
 
+// Lets any launch of the kernel on this device ask for up to kMostSharedBytes: calls differ in what they need.
 template <typename Kernel>
-cudaError_t grant_shared(Granted& granted, Kernel* kernel, int64_t bytes, const Device& device) {
+cudaError_t grant_shared(Granted& granted, Kernel* kernel, const Device& device) {
 #if defined(__CUDACC__)
   const uint64_t bit = uint64_t{1} << (device.index & 63);
-  if (bytes <= kUnaskedSharedBytes || (granted.load(std::memory_order_relaxed) & bit && device.index < 64))
-    return cudaSuccess;
+  if (device.index < 64 && granted.load(std::memory_order_relaxed) & bit) return cudaSuccess;
   const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kMostSharedBytes));
   if (error == cudaSuccess) granted.fetch_or(bit, std::memory_order_relaxed);
   return error;
 #else
-  (void)granted, (void)kernel, (void)bytes, (void)device;
+  (void)granted, (void)kernel, (void)device;
   return cudaSuccess;
 #endif
 }

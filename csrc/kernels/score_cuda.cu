@@ -240,7 +240,7 @@ cudaError_t run(const ScoreParams& params, const TokenSpans* tokens, const Score
   if (shared_bytes < kProjectSharedBytes) shared_bytes = kProjectSharedBytes;
   if (shared_bytes < kFinishSharedBytes) shared_bytes = kFinishSharedBytes;
   if (job.candidates == Candidates::kPooled && shared_bytes < kPoolSharedBytes) shared_bytes = kPoolSharedBytes;
-  error = grant_shared(granted[plan.wide][bf16], kernel, shared_bytes, device);
+  error = grant_shared(granted[plan.wide][bf16], kernel, device);
   if (error != cudaSuccess) return error;
   return launch(kernel, plan.together, int64_t{plan.teams} * plan.team_size, plan.team_size, kThreads, shared_bytes,
                 stream, job);

@@ -43,8 +43,7 @@ struct TileMemory {
 };
 static_assert(kWarps * kTileColumns * 4 <= 2 * kMostPieces * plane_stride(kChunk),
               "lanes' sums fit in the chunk's place");
-// What every device from sm_80 on grants a block: the largest rankers with tiles of 16 and of 8 rows.
-constexpr int64_t kMostSharedBytes = 99 * 1024;
+// The largest rankers with tiles of 16 and of 8 rows.
 static_assert(TileMemory::bytes(16, 128, 128) <= kMostSharedBytes, "16 rows");
 static_assert(TileMemory::bytes(8, 512, 512) <= kMostSharedBytes, "8 rows");
 

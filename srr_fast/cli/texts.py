@@ -14,8 +14,9 @@ import torch
 from .. import minichat
 from ..answers import Prompt, answer, result_rows, text_of
 from ..backbone import load_backbone
-from ..generation import BestOfN, BestOfNResult
+from ..generation import BestOfN
 from ..loading import load
+from ..results import BestOfNResult
 
 
 def rank(

@@ -74,10 +74,10 @@ def _run(args: argparse.Namespace) -> None:
     from ..backbone import is_encoder, load_backbone
     from ..checkpoint import CONFIG_FILE, replace
     from ..config import RankerConfig
-    from ..examples import Examples, labelled
+    from ..examples import Examples
     from ..extract import extract
     from ..extras import require
-    from ..lists import read_lists
+    from ..lists import labelled, read_lists
     from ..train import TrainingOptions, train
 
     logging.disable_progress_bar()

@@ -24,7 +24,7 @@ from fastapi.responses import StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from .. import __version__
-from ..generation import BestOfNResult, Candidate
+from ..results import BestOfNResult, Candidate
 from . import errors, schema
 from .batching import Batcher
 from .engine import ChatItem, Engine, Sampling

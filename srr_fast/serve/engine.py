@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from .. import prompts
-from ..generation import BestOfN, BestOfNResult
+from ..generation import BestOfN
 from ..ranker import SafetyRanker
+from ..results import BestOfNResult
 from ..text import RankedResponse, TextRanker
 from .errors import RequestError
 from .settings import Settings
@@ -75,8 +76,7 @@ class Engine:
             self.reader = TextRanker(model, None, ranker)  # of ids: it need not decode them again
         config = model.config.get_text_config(decoder=True)
         self.positions: int | None = getattr(config, "max_position_embeddings", None)
-        eos = model.generation_config.eos_token_id
-        self.eos: frozenset[int] = frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
+        self.eos = frozenset(prompts.eos_ids(model.generation_config.eos_token_id))
 
     def encode_list(self, query: str, documents: Sequence[str], most: int | None) -> RankItem:
         """Ids of a query and its documents, each cut to ``most`` tokens. Raises RequestError for too many tokens."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import fingerprint, prompts
-from ..generation import BestOfNResult, Timings
 from ..ranker import SafetyRanker
+from ..results import BestOfNResult, Timings, check_min_safety
 from . import recipe, version
 
 
@@ -58,8 +58,7 @@ class VllmBestOfN:
         """
         from vllm import SamplingParams
 
-        if min_safety is not None and self.calibration is None:
-            raise ValueError("VllmBestOfN: min_safety wants a ranker with calibration, this one has none")
+        check_min_safety("VllmBestOfN", min_safety, self.calibration)
         listed = [asked] if isinstance(asked, str) else list(asked)
         ids = [prompts.encode("VllmBestOfN", self.tokenizer, prompt) for prompt in listed]
         start = time.perf_counter()

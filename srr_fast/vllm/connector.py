@@ -22,6 +22,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connecto
 )
 
 from .. import functional
+from ..prepared import PreparedScorer
 from ..ranker import SafetyRanker
 from . import version
 
@@ -50,14 +51,14 @@ class PoolingConnector(ExampleHiddenStatesConnector):
         super().__init__(vllm_config, role, kv_cache_config)
         self._finished: list[_Finished] = []  # scheduler side
         self._pooled: dict[str, Tensor] = {}  # worker side: key -> [2, d], instruction and response
-        self._ranker: SafetyRanker | None = None
+        self._scorer: PreparedScorer | None = None
 
-    @property
-    def ranker(self) -> SafetyRanker:
-        """Loaded where it is used: in the worker."""
-        if self._ranker is None:
-            self._ranker = SafetyRanker.from_pretrained(self._kv_transfer_config.get_from_extra_config("ranker", ""))
-        return self._ranker
+    def _prepared(self, device: torch.device) -> PreparedScorer:
+        """Loaded where it is used, in the worker, which has one device."""
+        if self._scorer is None:
+            ranker = SafetyRanker.from_pretrained(self._kv_transfer_config.get_from_extra_config("ranker", ""))
+            self._scorer = ranker.prepare(device)
+        return self._scorer
 
     # Scheduler side.
 
@@ -96,10 +97,9 @@ class PoolingConnector(ExampleHiddenStatesConnector):
         blocks = torch.tensor(one.blocks, device=device)
         slots = (blocks[:, None] * size + torch.arange(size, device=device)).flatten()
         states = extract_from_kv_cache(self._kv_cache, slots, one.tokens).flatten(1)  # [T, layers * d]
-        gate = self.ranker.gate_vector()
         spans = torch.tensor([[0, one.prompt], [one.prompt, one.tokens]], device=device)
-        gate = None if gate is None else gate.detach().to(device)
-        return functional.pool(states, spans, pooling=self.ranker.config.pooling, gate=gate).float()
+        scorer = self._prepared(device)
+        return functional.pool(states, spans, pooling=scorer.config.pooling, gate=scorer.gate).float()
 
     def rank(self, lists: list[list[str]]) -> list[list[tuple[float, float]]] | None:
         """Score and probability of every key of every list, and forget them; None while some have not come."""
@@ -109,7 +109,7 @@ class PoolingConnector(ExampleHiddenStatesConnector):
         inst = torch.stack([row[0][0] for row in rows])
         resp = torch.stack([one[1] for row in rows for one in row])
         ends = list(accumulate(map(len, rows), initial=0))
-        out = self.ranker.prepare(inst.device)(inst, resp, torch.tensor(ends, device=inst.device))
+        out = self._prepared(inst.device)(inst, resp, torch.tensor(ends, device=inst.device))
         pairs = list(zip(out.scores.tolist(), out.probs.tolist(), strict=True))
         return [pairs[low:high] for low, high in pairwise(ends)]
 

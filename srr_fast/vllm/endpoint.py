@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .. import fingerprint, prompts
 from ..answers import answer
-from ..generation import Timings
 from ..ranker import SafetyRanker
+from ..results import Timings
 from . import recipe, version
 
 version.check()

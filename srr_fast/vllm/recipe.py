@@ -16,8 +16,8 @@ import torch
 from transformers import AutoConfig
 
 from .. import reference
-from ..generation import BestOfNResult, Candidate, Timings, _choose
 from ..ranker import Calibration, SafetyRanker
+from ..results import BestOfNResult, Candidate, Timings, choose
 
 CONNECTOR = "SrrFastPoolingConnector"
 CONNECTOR_MODULE, CONNECTOR_CLASS = "srr_fast.vllm.connector", "PoolingConnector"
@@ -72,7 +72,7 @@ def results(
         ]
         finite = [i for i, one in enumerate(candidates) if math.isfinite(one.score)]
         best = max(finite, key=lambda i: (candidates[i].score, -i), default=-1)
-        made.append(_choose(candidates, best, min_safety, fallback, timings))
+        made.append(choose(candidates, best, min_safety, fallback, timings))
     return made
 
 
