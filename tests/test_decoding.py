@@ -9,9 +9,10 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import AutoConfig, AutoModelForImageTextToText, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
+from srr_fast import RankerConfig, SafetyRanker
 from srr_fast.decoding import RoomyLayer
 from srr_fast.generation import BestOfN
 
@@ -67,6 +68,35 @@ def test_finished_rows_are_not_computed(name):
     check(BestOfN(model, None, ranker), model, ranker, results)
     processors = LogitsProcessorList([EndAt(lengths)])
     assert_drawn_as_by_generate(model, results, logits_processor=processors, max_new_tokens=20)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])  # 3 and 4: as many rows as the positions have axes
+def test_positions_with_an_axis_before_the_rows(n):
+    """Qwen2.5-VL carries positions [4, rows, P]: such a model is served by generate's loop."""
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, max_position_embeddings=128)
+    rope = dict(rope_type="default", mrope_section=[2, 3, 3], rope_theta=10000.0)
+    model = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(
+            "qwen2_5_vl",
+            text_config=sizes | dict(num_attention_heads=2, num_key_value_heads=2, rope_parameters=rope),
+            vision_config=dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=32),
+        )
+    ).eval()
+    model.generation_config.pad_token_id = 0
+    ranker = SafetyRanker(RankerConfig(32, proj_dim=8)).eval()
+    prompt, options = torch.tensor([[25, 6, 7, 8, 9]]), dict(max_new_tokens=8, top_k=0, eos_token_id=EOS)
+    torch.manual_seed(0)
+    (result,) = BestOfN(model, None, ranker).generate({"input_ids": prompt}, n, **options)
+    torch.manual_seed(0)
+    mask = torch.ones_like(prompt)
+    plain = model.generate(prompt, attention_mask=mask, do_sample=True, num_return_sequences=n, **options)
+    for candidate, row in zip(result.candidates, plain[:, 5:].tolist(), strict=True):
+        assert candidate.token_ids == row[: candidate.n_tokens]
+    answers = [candidate.token_ids[:-1] for candidate in result.candidates]
+    ranked = {one.index: one.score for one in ranker.rank(model, None, prompt[0].tolist(), answers)}
+    for i, candidate in enumerate(result.candidates):
+        assert candidate.score == pytest.approx(ranked[i], abs=2e-5)
 
 
 def odd_tokens_only_for_odd_rows(row, sentence):
