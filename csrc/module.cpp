@@ -154,7 +154,9 @@ PYBIND11_MODULE(_C, m) {
       [](const std::string& name) {
         TORCH_CHECK_VALUE(srr::select_cpu_isa(name.c_str()), "select_cpu_isa: no kernels for '", name, "'");
       },
-      py::arg("name"), "Use the CPU kernels of one instruction set from now on, in the whole process.");
+      py::arg("name"),
+      "Use the CPU kernels of one instruction set from now on, in the whole process; not while another thread "
+      "computes.");
   m.def("pack_ranker", srr_fast::pack_ranker, py::arg("tensors"), py::arg("heads"), py::arg("layers"), py::arg("ffn"),
         py::arg("norm_first"), py::arg("bf16"), "Pack a ranker's tensors; uint8, for the ops and prepared_scorer.");
   m.def("prepared_scorer", prepared_scorer, py::arg("packed"), py::arg("d"), py::arg("p"), py::arg("heads"),

@@ -61,7 +61,9 @@ SRR_INLINE void put_digits(const __m512i (&n)[4], int8_t* to) {
   for (int i = 0; i < kDigits; ++i) _mm512_store_si512(to + i * kDigitTile, _mm512_xor_si512(digits[i], sign));
 }
 
-SRR_INLINE __m512i magnitude_bits(F16 a) { return _mm512_castps_si512(abs(a).v); }  // those of NaN are above all others
+SRR_INLINE __m512i magnitude_bits(F32x16 a) {
+  return _mm512_castps_si512(abs(a).v);
+}  // those of NaN are above all others
 SRR_INLINE float float_of(uint32_t bits) {
   float value;
   __builtin_memcpy(&value, &bits, 4);
@@ -76,7 +78,7 @@ SRR_INLINE float put_row_digits(Vectors&& v, float top, int8_t* to) {
     for (int i = 0; i < Steps * kDigits; ++i) _mm512_store_si512(to + i * kDigitTile, _mm512_setzero_si512());
     return -1;
   }
-  const F16 scale = set1(top > 0 ? kDigitMost / top : 0), offset = set1(static_cast<float>(0x808080));
+  const F32x16 scale = set1(top > 0 ? kDigitMost / top : 0), offset = set1(static_cast<float>(0x808080));
 #pragma GCC unroll 8
   for (int s = 0; s < Steps; ++s) {
     __m512i n[4];
@@ -91,7 +93,7 @@ SRR_INLINE float put_row_digits(Vectors&& v, float top, int8_t* to) {
 template <int Steps>
 __attribute__((noinline)) float split_short(const float* x, int8_t* to) {
   constexpr int kVectors = Steps * kDigitStep / 16;
-  F16 v[kVectors];
+  F32x16 v[kVectors];
   __m512i most[4];
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i) {
@@ -171,11 +173,11 @@ class Splitter {
     const int32_t row = static_cast<int32_t>(row_ - 1 - first_);
     ApartElement* to = to_->apart + to_->apart_count;
     int64_t count = 0;
-    F16 top = zero();
+    F32x16 top = zero();
     for (int32_t i = 0; i < kDigitBlock; i += 16) {
-      const F16 v = load(from_ + i);
+      const F32x16 v = load(from_ + i);
       uint32_t large = _mm512_cmp_ps_mask(abs(v).v, limit, _CMP_GT_OQ);
-      const F16 rest = {_mm512_maskz_mov_ps(static_cast<__mmask16>(~large), v.v)};
+      const F32x16 rest = {_mm512_maskz_mov_ps(static_cast<__mmask16>(~large), v.v)};
       top = max(top, abs(rest));
       if (count + __builtin_popcount(large) > kMostApart) return;
       for (; large != 0; large &= large - 1) {
@@ -266,7 +268,7 @@ __attribute__((noinline)) void put_products(const DigitSums& from, uint32_t whic
     gemm_block_f32(RowPointers{rows, (b - first) * kBlockK}, count, m, packed, Panels{from.panel, from.panel + 1}, b,
                    products, kPanel, false);
     for (int64_t i = 0; i < count; ++i) {
-      const F16 before = from.add || b > first ? load(y[i]) : zero();
+      const F32x16 before = from.add || b > first ? load(y[i]) : zero();
       store(y[i], before + load(products + i * kPanel));
     }
   }
@@ -289,7 +291,7 @@ template <class X>
 __attribute__((noinline)) void put_digit_sums(const DigitSums& from, const X& x, const PackedMatrix& m,
                                               const void* packed, int64_t y_stride) {
   const float* scales = at_bytes(packed, m.scales_bytes()) + from.block * m.N_padded() + from.panel * kPanel;
-  const F16 scale = load(scales), upper = set1(65536.0f), middle = set1(256.0f);
+  const F32x16 scale = load(scales), upper = set1(65536.0f), middle = set1(256.0f);
   const __m512 least = _mm512_set1_ps(least_digit_sum(m.digit_rows(from.block)));
   const int columns = __builtin_popcount(_mm512_cmp_ps_mask(scale.v, _mm512_setzero_ps(), _CMP_GT_OQ));
   const int enough = (columns + 1) / 2;
@@ -298,15 +300,15 @@ __attribute__((noinline)) void put_digit_sums(const DigitSums& from, const X& x,
   float* y = from.y;
   for (int64_t r = 0; r < from.count && from.rows->any; ++r, y += y_stride) {
     const auto sum = [&](int i) {
-      return F16{_mm512_cvtepi32_ps(_mm512_load_si512(from.sums + (i * kTileHeight + r) * kPanel))};
+      return F32x16{_mm512_cvtepi32_ps(_mm512_load_si512(from.sums + (i * kTileHeight + r) * kPanel))};
     };
-    const F16 whole = fma(sum(0), upper, fma(sum(1), middle, sum(2)));
+    const F32x16 whole = fma(sum(0), upper, fma(sum(1), middle, sum(2)));
     const int large = __builtin_popcount(_mm512_cmp_ps_mask(abs(whole).v, least, _CMP_GE_OQ));
     if (__builtin_expect(row_scale[r] < 0 || (large < enough && row_scale[r] != 0), 0)) {
       failed |= 1u << r;
       continue;
     }
-    const F16 value = whole * set1(row_scale[r]);
+    const F32x16 value = whole * set1(row_scale[r]);
     store(y, from.add ? fma(value, scale, load(y)) : value * scale);
   }
   if (failed != 0) put_products(from, failed, x, m, packed, y_stride);

@@ -7,20 +7,20 @@
 // ---- element by element -----------------------------------------------------------------------------------------
 
 // Rounds to nearest even.
-SRR_INLINE void store_bf16(uint16_t* to, F16 a) {
+SRR_INLINE void store_bf16(uint16_t* to, F32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
 }
 
 // The same for a whole step of columns.
-SRR_INLINE void store_bf16(uint16_t* to, F16 a, F16 b) {
+SRR_INLINE void store_bf16(uint16_t* to, F32x16 a, F32x16 b) {
   _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v)));
 }
 
 // 2^x within 2.6e-6 of itself, for x <= 0; at least 2^-125.
-SRR_INLINE F16 exp2_bf16(F16 x) {
-  const F16 clamped = max(set1(-125.0f), x);  // in this order NaN stays NaN
-  const F16 n = round(clamped), r = clamped - n;
-  F16 y = set1(9.567738440e-3f);
+SRR_INLINE F32x16 exp2_bf16(F32x16 x) {
+  const F32x16 clamped = max(set1(-125.0f), x);  // in this order NaN stays NaN
+  const F32x16 n = round(clamped), r = clamped - n;
+  F32x16 y = set1(9.567738440e-3f);
   y = fma(y, r, set1(5.591749824e-2f));
   y = fma(y, r, set1(2.402481071e-1f));
   y = fma(y, r, set1(6.931219384e-1f));
@@ -50,11 +50,11 @@ alignas(64) constexpr float kTail[3][2 * 16] = {
      3.3762545e-04f,  1.9509133e-04f}};
 
 // x Phi(x) within 1.6e-5.
-SRR_INLINE F16 gelu_bf16(F16 x) {
-  const F16 a = min(set1(4.4999f), abs(x));
+SRR_INLINE F32x16 gelu_bf16(F32x16 x) {
+  const F32x16 a = min(set1(4.4999f), abs(x));
   const __m512i nearest = _mm512_castps_si512(fma(set1(7.0f), a, set1(8388608.0f)).v);  // in the last bits
   const auto c = [&](int i) {
-    return F16{_mm512_permutex2var_ps(_mm512_load_ps(kTail[i]), nearest, _mm512_load_ps(kTail[i] + 16))};
+    return F32x16{_mm512_permutex2var_ps(_mm512_load_ps(kTail[i]), nearest, _mm512_load_ps(kTail[i] + 16))};
   };
   return max(zero(), x) - fma(fma(c(2), a, c(1)), a, c(0));
 }
@@ -113,12 +113,12 @@ inline void encode_qkv_bf16(const ScoreParams& a, const ScorePlan& plan, const B
     round_row(row, plan.p, n.x, t.x + (r - row0) * n.x);
   }
   const float* bias = at_bytes(a.packed, layer.qkv_bias_bytes);
-  const F16 scale = set1(1.44269504f / __builtin_sqrtf(static_cast<float>(l.head_dim())));
+  const F32x16 scale = set1(1.44269504f / __builtin_sqrtf(static_cast<float>(l.head_dim())));
   product_bf16(team, t.x, n.x, row1 - row0, layer.qkv, a.packed,
                [&](int64_t row, int64_t rows, int64_t column, int64_t panels, const float* sums) {
                  for (int64_t i = 0; i < panels; ++i, column += kPanel) {
                    const int64_t head = column / E, e = column % E;  // of all heads of q, then k, then v
-                   const F16 b = load(bias + column), factor = head < l.heads ? scale : set1(1.0f);
+                   const F32x16 b = load(bias + column), factor = head < l.heads ? scale : set1(1.0f);
                    uint16_t* to = c.qkv + (row0 + row) * 3 * n.heads + head * n.head + e;
                    const bool pad = e + kPanel == E && E < n.head;
                    for (int64_t r = 0; r < rows; ++r, to += 3 * n.heads) {
@@ -204,29 +204,29 @@ inline void attend_bf16(const ScoreParams& a, const Bf16Sizes& n, int64_t head, 
     for (int64_t r = 0; r < rows; ++r) {
       const float* row = t.logits + r * width;
       uint16_t* to = t.shares + r * keys;
-      const F16 lowest = set1(-3.4028235e38f);
+      const F32x16 lowest = set1(-3.4028235e38f);
       const int64_t last = width - kPanel, left = here - last;
-      const F16 mask = first_lanes(left);
-      F16 top = where_positive(mask - set1(0.5f), load(row + last), lowest);
+      const F32x16 mask = first_lanes(left);
+      F32x16 top = where_positive(mask - set1(0.5f), load(row + last), lowest);
       for (int64_t i = 0; i < last; i += kPanel) top = max(top, load(row + i));
       float peak = max_lane(top), sum_before = 0;
       if (k0 > 0) {
         peak = most[r] > peak ? most[r] : peak;
-        const F16 factor = exp2_bf16(set1(most[r] - peak));
+        const F32x16 factor = exp2_bf16(set1(most[r] - peak));
         float lanes[16];
         store(lanes, factor);
         sum_before = total[r] * lanes[0];
         for (int64_t e = 0; e < E; e += kPanel) store(t.out + r * E + e, load(t.out + r * E + e) * factor);
       }
       most[r] = peak;
-      const F16 shift = set1(peak);
-      F16 sums = zero();
+      const F32x16 shift = set1(peak);
+      F32x16 sums = zero();
       for (int64_t i = 0; i < last; i += kPanel) {
-        const F16 share = exp2_bf16(load(row + i) - shift);
+        const F32x16 share = exp2_bf16(load(row + i) - shift);
         store_bf16(to + i, share);
         sums = sums + share;
       }
-      const F16 share = where_positive(mask - set1(0.5f), exp2_bf16(load(row + last) - shift), zero());
+      const F32x16 share = where_positive(mask - set1(0.5f), exp2_bf16(load(row + last) - shift), zero());
       store_bf16(to + last, share);
       if (width < keys) store_bf16(to + width, zero());
       total[r] = sum_before + sum(sums + share);
@@ -235,7 +235,7 @@ inline void attend_bf16(const ScoreParams& a, const Bf16Sizes& n, int64_t head, 
   }
   uint16_t* to = c.mixed + row0 * n.mixed + head * E;
   for (int64_t r = 0; r < rows; ++r, to += n.mixed) {
-    const F16 inverse = set1(1.0f / total[r]);
+    const F32x16 inverse = set1(1.0f / total[r]);
     for (int64_t e = 0; e < E; e += kPanel) store_bf16(to + e, load(t.out + r * E + e) * inverse);
     if (head + 1 == a.layout.heads && (head + 1) * E < n.mixed) store_bf16(to + E, zero());
   }
@@ -276,11 +276,11 @@ inline void encode_rest_bf16(const ScoreParams& a, const ScorePlan& plan, const 
                [&](int64_t row, int64_t count, int64_t column, int64_t panels, const float* sums) {
                  for (int64_t i = 0; i < panels; i += 2, column += kStep) {
                    const bool both = i + 1 < panels;
-                   const F16 b0 = load(bias1 + column), b1 = both ? load(bias1 + column + kPanel) : zero();
+                   const F32x16 b0 = load(bias1 + column), b1 = both ? load(bias1 + column + kPanel) : zero();
                    const float* from = sums + i * kPanel;
                    uint16_t* to = t.hidden + row * n.ffn + column;
                    for (int64_t r = 0; r < count; ++r, from += panels * kPanel, to += n.ffn) {
-                     const F16 first = gelu_bf16(load(from) + b0);
+                     const F32x16 first = gelu_bf16(load(from) + b0);
                      store_bf16(to, first, both ? gelu_bf16(load(from + kPanel) + b1) : zero());
                    }
                  }

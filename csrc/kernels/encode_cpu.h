@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The encoder over the sequences of a chunk, in fp32, and the cosines of what comes out.
+// The encoder over the sequences of a chunk, in fp32.
 
 // Who shares the columns of a product.
 struct Team {
@@ -20,17 +20,17 @@ inline void gemm(RowsAt x, int64_t rows, const PackedMatrix& m, const void* pack
 
 // y = norm(x) over the first p of the padded columns; weight and bias are zero beyond them, and so is y.
 SRR_INLINE void layer_norm(const float* x, const float* weight, const float* bias, int64_t p, float* y) {
-  F16 total = zero();
+  F32x16 total = zero();
   const int64_t padded = round_up(p, kPanel);
   for (int64_t c = 0; c < padded; c += kPanel) total = total + load(x + c);
-  const F16 mean = set1(sum(total) / static_cast<float>(p));
-  F16 squares = zero();
+  const F32x16 mean = set1(sum(total) / static_cast<float>(p));
+  F32x16 squares = zero();
   for (int64_t c = 0; c < padded; c += kPanel) {
-    const F16 v = (load(x + c) - mean) * first_lanes(p - c);
+    const F32x16 v = (load(x + c) - mean) * first_lanes(p - c);
     squares = fma(v, v, squares);
   }
   const float variance = sum(squares) / static_cast<float>(p);
-  const F16 scale = set1(1.0f / __builtin_sqrtf(variance + 1e-5f));
+  const F32x16 scale = set1(1.0f / __builtin_sqrtf(variance + 1e-5f));
   for (int64_t c = 0; c < padded; c += kPanel)
     store(y + c, fma((load(x + c) - mean) * scale, load(weight + c), load(bias + c)));
 }
@@ -80,19 +80,19 @@ inline void transpose_keys(const ScorePlan& plan, int64_t E, int64_t head, const
 inline void attend(const ScoreParams& a, const ScorePlan& plan, int64_t head, const ChunkBuffers& c, int64_t begin,
                    int64_t end, int64_t row0, int64_t row1, float* logits) {
   const int64_t E = a.layout.head_padded(), S = end - begin, rows = row1 - row0;
-  const F16 scale = set1(1.0f / __builtin_sqrtf(static_cast<float>(a.layout.head_dim())));
+  const F32x16 scale = set1(1.0f / __builtin_sqrtf(static_cast<float>(a.layout.head_dim())));
   const float* k = c.keys + head * E * plan.keys;
   const float* v = c.qkv + begin * plan.qkv + 2 * plan.mixed + head * E;
   const RowsAt q{c.qkv + row0 * plan.qkv + head * E, plan.qkv};
   float* out = c.mixed + row0 * plan.mixed + head * E;
   float most[kQueryRowsLong];
-  F16 total[kQueryRowsLong];
+  F32x16 total[kQueryRowsLong];
   for (int64_t k0 = 0; k0 < S; k0 += kKeyBlock) {
     const int64_t n = at_most(S - k0, kKeyBlock), keys = round_up(n, kPanel);
     gemm_panels(q, rows, k + k0 * E, E * kPanel, kPanel, E, keys / kPanel, logits, keys, false);
     for (int64_t r = 0; r < rows; ++r) {
       float* row = logits + r * keys;
-      F16 top = set1(-3.4028235e38f);
+      F32x16 top = set1(-3.4028235e38f);
       int64_t i = 0;
       for (; i + kPanel <= n; i += kPanel) top = max(top, load(row + i));
       float peak = max_lane(top);
@@ -100,7 +100,7 @@ inline void attend(const ScoreParams& a, const ScorePlan& plan, int64_t head, co
       if (k0 == 0) {
         total[r] = zero();
       } else if (peak > most[r]) {
-        const F16 factor = exp((set1(most[r]) - set1(peak)) * scale);
+        const F32x16 factor = exp((set1(most[r]) - set1(peak)) * scale);
         total[r] = total[r] * factor;
         for (int64_t e = 0; e < E; e += kPanel)
           store(out + r * plan.mixed + e, load(out + r * plan.mixed + e) * factor);
@@ -108,10 +108,10 @@ inline void attend(const ScoreParams& a, const ScorePlan& plan, int64_t head, co
         peak = most[r];
       }
       most[r] = peak;
-      const F16 shift = set1(peak);
+      const F32x16 shift = set1(peak);
       for (i = n; i < keys; ++i) row[i] = peak;  // no key: its zero may be so far above the others that exp overflows
       for (i = 0; i < keys; i += kPanel) {
-        F16 e = exp((load(row + i) - shift) * scale);
+        F32x16 e = exp((load(row + i) - shift) * scale);
         if (i + kPanel > n) e = e * first_lanes(n - i);
         store(row + i, e);
         total[r] = total[r] + e;
@@ -122,7 +122,7 @@ inline void attend(const ScoreParams& a, const ScorePlan& plan, int64_t head, co
                   E / kPanel, out, plan.mixed, k0 + j > 0);
   }
   for (int64_t r = 0; r < rows; ++r) {
-    const F16 inverse = set1(1.0f / sum(total[r]));
+    const F32x16 inverse = set1(1.0f / sum(total[r]));
     for (int64_t e = 0; e < E; e += kPanel) store(out + r * plan.mixed + e, load(out + r * plan.mixed + e) * inverse);
   }
 }

@@ -196,13 +196,13 @@ SRR_INLINE void blocks_amx(Tiles& tiles, const TileRows* parts, int64_t count, c
 }
 
 // The leading eight bits of every lane, and what they leave.
-SRR_INLINE __m512i leading(F16 a) {
+SRR_INLINE __m512i leading(F32x16 a) {
   return _mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
 }
-SRR_INLINE F16 rest(F16 a) { return {_mm512_sub_ps(a.v, _mm512_castsi512_ps(leading(a)))}; }
+SRR_INLINE F32x16 rest(F32x16 a) { return {_mm512_sub_ps(a.v, _mm512_castsi512_ps(leading(a)))}; }
 
 // The planes of 32 columns of a row.
-SRR_INLINE void split(F16 a, F16 b, uint16_t* to) {
+SRR_INLINE void split(F32x16 a, F32x16 b, uint16_t* to) {
   const __m512i upper = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
                                          23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
 #pragma GCC unroll 3

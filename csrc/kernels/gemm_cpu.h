@@ -35,7 +35,7 @@ struct Int {
 
 // Writes a tile to Y, or adds it.
 template <int R, int P>
-SRR_INLINE void put_tile(const F16 (&acc)[R][P], float* y, int64_t y_stride, bool add) {
+SRR_INLINE void put_tile(const F32x16 (&acc)[R][P], float* y, int64_t y_stride, bool add) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -58,13 +58,13 @@ __attribute__((noinline)) void tile_f32(const X& x, int64_t row0, const float* w
                                         int64_t row_stride, int64_t K, float* y, int64_t y_stride, bool add) {
   const float* a[R];
   for (int r = 0; r < R; ++r) a[r] = row_at(x, row0 + r);
-  F16 acc[R][P];
+  F32x16 acc[R][P];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int c = 0; c < P; ++c) acc[r][c] = zero();
   for (int64_t k = 0; k < K; ++k) {
-    F16 b[P];
+    F32x16 b[P];
 #pragma GCC unroll 8
     for (int c = 0; c < P; ++c) {
       b[c] = load(w + c * panel_stride + k * row_stride);
@@ -72,7 +72,7 @@ __attribute__((noinline)) void tile_f32(const X& x, int64_t row0, const float* w
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const F16 s = set1(a[r][k]);
+      const F32x16 s = set1(a[r][k]);
 #pragma GCC unroll 8
       for (int c = 0; c < P; ++c) acc[r][c] = fma(s, b[c], acc[r][c]);
     }
@@ -86,7 +86,7 @@ __attribute__((noinline)) void tile_bf16(const X& x, int64_t row0, const uint16_
                                          float* y, int64_t y_stride, bool add) {
   const float* a[R];
   for (int r = 0; r < R; ++r) a[r] = row_at(x, row0 + r);
-  F16 acc[R][P];
+  F32x16 acc[R][P];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -94,7 +94,7 @@ __attribute__((noinline)) void tile_bf16(const X& x, int64_t row0, const uint16_
   const auto step = [&](int64_t k, auto pair) {
 #pragma GCC unroll 8
     for (int c = 0; c < P; ++c) {
-      F16 b0, b1;
+      F32x16 b0, b1;
       load_bf16_pairs(w + c * panel_stride + k * kPanel, b0, b1);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {

@@ -41,7 +41,7 @@ SRR_INLINE DotWeights block_weights(const PackedMatrix& m, const void* packed, i
 // acc += X W for columns [k, end) of X, an even number; the panels of W start at w.
 template <int R, int P>
 SRR_INLINE void add_dots(const uint16_t* const (&a)[R], int64_t k, int64_t end, const uint16_t* w, int64_t panel,
-                         F16 (&acc)[R][P]) {
+                         F32x16 (&acc)[R][P]) {
   for (; k < end; k += 2, w += 2 * kPanel) {
     Pairs b[P];
 #pragma GCC unroll 8
@@ -64,7 +64,7 @@ __attribute__((noinline)) void tile_dot(const X& x, int64_t row0, const DotWeigh
                                         bool add) {
   const uint16_t* a[R];
   for (int r = 0; r < R; ++r) a[r] = row_at(x, row0 + r);
-  F16 acc[R][P];
+  F32x16 acc[R][P];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU kernels of one instruction set, as a table, and the macro that compiles them.
+// The CPU kernels of one instruction set, as a table.
 #pragma once
 
 #include "srr.h"

@@ -12,29 +12,7 @@
 #define SRR_AMX
 namespace srr {
 namespace amx {
-#include "simd.h"
-
-#include "gemm_cpu.h"
-
-#include "gemm_amx.h"
-
-#include "digits_amx.h"
-
-#include "panels_amx.h"
-
-#include "pool_cpu.h"
-
-#include "sizes_bf16.h"
-
-#include "plan_cpu.h"
-
-#include "project_cpu.h"
-
-#include "encode_cpu.h"
-
-#include "encode_bf16.h"
-
-#include "score_cpu.h"
+#include "all_cpu.h"
 }  // namespace amx
 const CpuKernels kAmx{"amx", amx::pool, amx::pool_update, amx::score_workspace_bytes, amx::score};
 }  // namespace srr

@@ -8,19 +8,7 @@
 #define SRR_AVX2
 namespace srr {
 namespace avx2 {
-#include "simd.h"
-
-#include "gemm_cpu.h"
-
-#include "pool_cpu.h"
-
-#include "plan_cpu.h"
-
-#include "project_cpu.h"
-
-#include "encode_cpu.h"
-
-#include "score_cpu.h"
+#include "all_cpu.h"
 }  // namespace avx2
 const CpuKernels kAvx2{"avx2", avx2::pool, avx2::pool_update, avx2::score_workspace_bytes, avx2::score};
 }  // namespace srr

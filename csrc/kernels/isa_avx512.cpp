@@ -10,19 +10,7 @@
 #define SRR_AVX512
 namespace srr {
 namespace avx512 {
-#include "simd.h"
-
-#include "gemm_cpu.h"
-
-#include "pool_cpu.h"
-
-#include "plan_cpu.h"
-
-#include "project_cpu.h"
-
-#include "encode_cpu.h"
-
-#include "score_cpu.h"
+#include "all_cpu.h"
 }  // namespace avx512
 const CpuKernels kAvx512{"avx512", avx512::pool, avx512::pool_update, avx512::score_workspace_bytes, avx512::score};
 }  // namespace srr

@@ -12,25 +12,7 @@
 #define SRR_BF16_DOT
 namespace srr {
 namespace avx512_bf16 {
-#include "simd.h"
-
-#include "gemm_cpu.h"
-
-#include "gemm_dot.h"
-
-#include "pool_cpu.h"
-
-#include "sizes_bf16.h"
-
-#include "plan_cpu.h"
-
-#include "project_cpu.h"
-
-#include "encode_cpu.h"
-
-#include "encode_bf16.h"
-
-#include "score_cpu.h"
+#include "all_cpu.h"
 }  // namespace avx512_bf16
 const CpuKernels kAvx512Bf16{"avx512_bf16", avx512_bf16::pool, avx512_bf16::pool_update,
                              avx512_bf16::score_workspace_bytes, avx512_bf16::score};

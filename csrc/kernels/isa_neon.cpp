@@ -9,19 +9,7 @@
 #define SRR_NEON
 namespace srr {
 namespace neon {
-#include "simd.h"
-
-#include "gemm_cpu.h"
-
-#include "pool_cpu.h"
-
-#include "plan_cpu.h"
-
-#include "project_cpu.h"
-
-#include "encode_cpu.h"
-
-#include "score_cpu.h"
+#include "all_cpu.h"
 }  // namespace neon
 const CpuKernels kNeon{"neon", neon::pool, neon::pool_update, neon::score_workspace_bytes, neon::score};
 }  // namespace srr

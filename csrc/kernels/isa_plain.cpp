@@ -4,19 +4,7 @@
 
 namespace srr {
 namespace plain {
-#include "simd.h"
-
-#include "gemm_cpu.h"
-
-#include "pool_cpu.h"
-
-#include "plan_cpu.h"
-
-#include "project_cpu.h"
-
-#include "encode_cpu.h"
-
-#include "score_cpu.h"
+#include "all_cpu.h"
 }  // namespace plain
 const CpuKernels kPlain{"plain", plain::pool, plain::pool_update, plain::score_workspace_bytes, plain::score};
 }  // namespace srr

@@ -14,12 +14,12 @@
 namespace srr::cuda {
 
 // Rows are projected in groups of tiles, each group over a split of d at a time: a block's item. Its warps share the
-// split between kSplitLanes; sums are added lane by lane, then split by split. All of it follows from d alone.
+// split between its kSplitParts; sums are added part by part, then split by split. All of it follows from d alone.
 constexpr int kGroupTiles = 3;
 constexpr int kGroupRows = kGroupTiles * kTileRows;
-constexpr int kSplitLanes = 4;
+constexpr int kSplitParts = 4;
 constexpr int kMostSplits = 8;
-constexpr int kItemColumns = kWarps / kSplitLanes * kTileColumns;
+constexpr int kItemColumns = kWarps / kSplitParts * kTileColumns;
 
 // Columns of the attention's output, or of the hidden layer, that a block holds at a time.
 constexpr int kChunk = 256;
@@ -97,7 +97,7 @@ inline ScoreJob job_of(const ScoreParams& params, const TokenSpans* tokens, cons
   job.HE = static_cast<int>(layout.heads_padded());
   job.ffn = static_cast<int>(layout.ffn_padded());
   job.chunks = static_cast<int>(layout.projection().blocks());
-  const int64_t splits = ceil_div(job.chunks, kSplitLanes);
+  const int64_t splits = ceil_div(job.chunks, kSplitParts);
   job.splits = static_cast<int>(splits < kMostSplits ? splits : kMostSplits);
   job.most_rows = job.P <= kWarps / 2 * kTileColumns ? 2 * kTileRows : kTileRows;
   job.layer0 = layout.layer(0);

@@ -19,7 +19,7 @@ struct ScorePlan {
   bool wide = false;
 };
 
-// Whether a wide plan has the bits of the others: not where lanes share a product's k's, nor for pairs.
+// Whether a wide plan has the bits of the others: not where parts of a block share a product's k's, nor for pairs.
 bool can_be_wide(const ScoreParams& params);
 
 // `tokens`: null, or what candidates are pooled from.

@@ -11,7 +11,7 @@ struct ScorePlan {
   int64_t workers;  // of the projection
   // Encoder. A chunk is a run of lists (or pairs) that are encoded together.
   int64_t chunk_rows;    // most rows of one chunk
-  int64_t lanes;         // chunks in flight
+  int64_t shares;        // of the call, each worked through a chunk at a time
   int64_t tile_workers;  // workers inside one chunk
   // Sizes in floats, and where things lie in the workspace.
   int64_t p, qkv, mixed, ffn, keys;
@@ -98,10 +98,10 @@ inline ScorePlan make_plan(const ScoreParams& a, const Threads& threads) {
   plan.chunk_rows = plan.chunk_rows > longest ? plan.chunk_rows : longest;
   const int64_t chunks = plan.chunk_rows ? (total + plan.chunk_rows - 1) / plan.chunk_rows : 0;
   if (chunks >= useful) {
-    plan.lanes = useful;
+    plan.shares = useful;
     plan.tile_workers = 1;
   } else {
-    plan.lanes = 1;
+    plan.shares = 1;
     plan.tile_workers = useful;
   }
 
@@ -126,9 +126,9 @@ inline ScorePlan make_plan(const ScoreParams& a, const Threads& threads) {
   };
   plan.partial_at = take(4 * plan.slices * plan.rows * plan.p);
   plan.block_at = take(plan.workers * plan.block_bytes);
-  plan.chunk_at = take(4 * plan.lanes * plan.chunk_floats);
-  plan.tile_at = take(4 * plan.lanes * plan.tile_workers * plan.tile_floats);
-  plan.index_at = take(plan.lanes * 8 * (2 * plan.chunk_rows + 1));
+  plan.chunk_at = take(4 * plan.shares * plan.chunk_floats);
+  plan.tile_at = take(4 * plan.shares * plan.tile_workers * plan.tile_floats);
+  plan.index_at = take(plan.shares * 8 * (2 * plan.chunk_rows + 1));
   plan.total_bytes = at;
   return plan;
 }

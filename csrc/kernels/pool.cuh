@@ -9,12 +9,12 @@
 
 namespace srr::cuda {
 
-// Half-warps sum 256 bytes of a token each. Tokens of a row are dealt out to this many lanes in turn, and the lanes'
-// sums are added in their order: a row's bits follow from its span alone.
-constexpr int kTokenLanes = 32;
+// Half-warps sum 256 bytes of a token each. Tokens of a row are dealt out to this many streams in turn, and the
+// streams' sums are added in their order: a row's bits follow from its span alone.
+constexpr int kTokenStreams = 32;
 constexpr int kHalf = kWarp / 2;
 constexpr int kHalves = kWarps * 2;
-static_assert(kTokenLanes % kHalves == 0, "half-warps have equally many lanes");
+static_assert(kTokenStreams % kHalves == 0, "half-warps have equally many streams");
 // Tokens a thread has under way before it adds the first.
 constexpr int kTokensAtOnce = 8;
 
@@ -103,16 +103,16 @@ template <typename T>
 struct TokenSlices {
   using Piece = Slice<T, kHalf>;
   static_assert(Piece::kColumns <= kThreads, "a thread to a column");
-  static constexpr int kSharedFloats = kTokenLanes * (Piece::kColumns + 1);  // of one item
+  static constexpr int kSharedFloats = kTokenStreams * (Piece::kColumns + 1);  // of one item
 
   __host__ __device__ static int64_t of_row(int64_t d) {
     return d > 0 ? (d + Piece::kColumns - 1) / Piece::kColumns : 1;
   }
 };
-// Two items: a block sums one while it adds up the lanes of the one before.
+// Two items: a block sums one while it adds up the streams of the one before.
 constexpr int64_t kPoolSharedBytes = 2 * sizeof(float) * TokenSlices<__half>::kSharedFloats;
 
-// A thread's way through its block's items: lanes of an item in turn, and a lane's tokens, kTokensAtOnce to a step.
+// A thread's way through its block's items: streams of an item in turn, and a stream's tokens, kTokensAtOnce to a step.
 // All threads of a block take the same steps.
 template <typename T>
 struct TokenSteps {
@@ -121,14 +121,14 @@ struct TokenSteps {
   int64_t item;
   int m, slice;
   Span span;
-  int pass;    // of the half-warp's lanes
-  int64_t t0;  // lane 0's next token
+  int pass;    // of the half-warp's streams
+  int64_t t0;  // stream 0's next token
 
-  __device__ int lane() const { return pass * kHalves + static_cast<int>(threadIdx.x) / kHalf; }
-  __device__ bool ends_lane() const {
-    return span.state != SpanState::kTokens || t0 + kTokensAtOnce * kTokenLanes >= span.stop;
+  __device__ int stream() const { return pass * kHalves + static_cast<int>(threadIdx.x) / kHalf; }
+  __device__ bool ends_stream() const {
+    return span.state != SpanState::kTokens || t0 + kTokensAtOnce * kTokenStreams >= span.stop;
   }
-  __device__ bool ends_item() const { return ends_lane() && pass == kTokenLanes / kHalves - 1; }
+  __device__ bool ends_item() const { return ends_stream() && pass == kTokenStreams / kHalves - 1; }
 
   __device__ void begin(const TokenSpans& in, int64_t at) {
     const int64_t slices = Slices::of_row(in.d);
@@ -142,10 +142,10 @@ struct TokenSteps {
   __device__ void next(const TokenSpans& in, int64_t size) {
     if (ends_item())
       begin(in, item + size);
-    else if (ends_lane())
+    else if (ends_stream())
       ++pass, t0 = span.start;
     else
-      t0 += kTokensAtOnce * kTokenLanes;
+      t0 += kTokensAtOnce * kTokenStreams;
   }
 };
 
@@ -181,7 +181,7 @@ struct TokensUnderWay {
     const bool any = piece.vector() && at.span.state == SpanState::kTokens;
 #pragma unroll
     for (int i = 0; i < kTokensAtOnce; ++i) {
-      const int64_t t = at.t0 + at.lane() + i * kTokenLanes;
+      const int64_t t = at.t0 + at.stream() + i * kTokenStreams;
       const bool in_span = any && t < at.span.stop;
       raw[i] = make_uint4(0, 0, 0, 0);
       if (in_span) raw[i] = *reinterpret_cast<const uint4*>(row + t * from.in.token_stride);
@@ -203,7 +203,7 @@ struct TokensUnderWay {
       }
     } else if (at.span.state == SpanState::kTokens) {
 #pragma unroll 1
-      for (int64_t i = 0, t = at.t0 + at.lane(); i < kTokensAtOnce && t < at.span.stop; ++i, t += kTokenLanes) {
+      for (int64_t i = 0, t = at.t0 + at.stream(); i < kTokensAtOnce && t < at.span.stop; ++i, t += kTokenStreams) {
         float x[Piece::kPerLane];
         piece.load(from.row(at) + t * from.in.token_stride, x);
         const float g = from.gate(at, t);
@@ -229,7 +229,7 @@ __device__ void pool_tokens(const TokenSpans& in, const Sink& sink, const float*
   TokensUnderWay<T> next;
   at.begin(in, rank);
   next.load(from, at);
-  float* sums = shared;  // [kTokenLanes, Piece::kColumns], then their weights
+  float* sums = shared;  // [kTokenStreams, Piece::kColumns], then their weights
   float sum[Piece::kPerLane] = {}, weight = 0.0f;
 #pragma unroll 1
   while (at.item < items) {
@@ -238,24 +238,24 @@ __device__ void pool_tokens(const TokenSpans& in, const Sink& sink, const float*
     at.next(in, size);
     if (at.item < items) next.load(from, at);
     tokens.add_to(from, here, sum, weight);
-    if (!here.ends_lane()) continue;
+    if (!here.ends_stream()) continue;
 
     const Piece piece = from.piece(here);
 #pragma unroll
     for (int i = 0; i < Piece::kPerLane; ++i) {
-      sums[here.lane() * Piece::kColumns + piece.column(i) - piece.first] = sum[i];
+      sums[here.stream() * Piece::kColumns + piece.column(i) - piece.first] = sum[i];
       sum[i] = 0.0f;
     }
-    float* weights = sums + kTokenLanes * Piece::kColumns;
-    if (Piece::lane() == 0) weights[here.lane()] = weight;
+    float* weights = sums + kTokenStreams * Piece::kColumns;
+    if (Piece::lane() == 0) weights[here.stream()] = weight;
     weight = 0.0f;
     if (!here.ends_item()) continue;
-    __syncthreads();  // every lane's sums are in shared memory, and those of the item before have been read
+    __syncthreads();  // every stream's sums are in shared memory, and those of the item before have been read
 
     float total_weight = static_cast<float>(here.span.stop - here.span.start);
     if (gates && here.span.state == SpanState::kTokens) {
       total_weight = weights[0];
-      for (int l = 1; l < kTokenLanes; ++l) total_weight += weights[l];
+      for (int l = 1; l < kTokenStreams; ++l) total_weight += weights[l];
     }
     const int c = threadIdx.x;
     if (c < Piece::kColumns && piece.first + c < in.d) {
@@ -265,7 +265,7 @@ __device__ void pool_tokens(const TokenSpans& in, const Sink& sink, const float*
       } else {
         float total = sums[c];
 #pragma unroll 8
-        for (int l = 1; l < kTokenLanes; ++l) total += sums[l * Piece::kColumns + c];
+        for (int l = 1; l < kTokenStreams; ++l) total += sums[l * Piece::kColumns + c];
         *out = sink.weight ? *out + total : total / total_weight;
       }
     }

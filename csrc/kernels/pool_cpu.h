@@ -20,7 +20,7 @@ SRR_INLINE Span span_of(const TokenSpans& in, int64_t row) {
 // acc[c] += weight * x[c].
 template <class State>
 SRR_INLINE void add_token(const typename State::Bits* x, int64_t columns, float weight, float* acc) {
-  const F16 w = set1(weight);
+  const F32x16 w = set1(weight);
   int64_t c = 0;
   for (; c + 16 <= columns; c += 16) store(acc + c, fma(w, State::load16(x + c), load(acc + c)));
   if (c < columns)
@@ -41,16 +41,16 @@ SRR_INLINE void add_tokens(const typename State::Bits* x, int64_t token_stride, 
 #pragma GCC unroll 8
         for (int t = 0; t < kPoolTokens; ++t) __builtin_prefetch(x + t * token_stride + next);
       }
-      F16 v[kPoolTokens];
+      F32x16 v[kPoolTokens];
 #pragma GCC unroll 8
       for (int t = 0; t < kPoolTokens; ++t) v[t] = State::load16(x + t * token_stride + c);
       store(acc + c, load(acc + c) + (((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]))));
     }
     if (c == columns) return;
-    F16 v[kPoolTokens];
+    F32x16 v[kPoolTokens];
     for (int t = 0; t < kPoolTokens; ++t) v[t] = load_first<State>(x + t * token_stride + c, columns - c);
-    const F16 total = load_first<StateF32>(acc + c, columns - c) +
-                      (((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])));
+    const F32x16 total = load_first<StateF32>(acc + c, columns - c) +
+                         (((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])));
     store_first(acc + c, total, columns - c);
     return;
   }
@@ -60,7 +60,7 @@ SRR_INLINE void add_tokens(const typename State::Bits* x, int64_t token_stride, 
 // sigmoid(gate . x + bias)
 template <class State>
 SRR_INLINE float gate_of(const typename State::Bits* x, const float* gate, int64_t d) {
-  F16 total[4] = {zero(), zero(), zero(), zero()};
+  F32x16 total[4] = {zero(), zero(), zero(), zero()};
   int64_t c = 0, i = 0;
   for (; c + 16 <= d; c += 16, i = (i + 1) % 4) total[i] = fma(State::load16(x + c), load(gate + c), total[i]);
   if (c < d) total[i] = fma(load_first<State>(x + c, d - c), load_first<StateF32>(gate + c, d - c), total[i]);

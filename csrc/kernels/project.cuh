@@ -8,7 +8,7 @@
 
 namespace srr::cuda {
 
-constexpr int64_t kProjectSharedBytes = kSplitLanes * kGroupRows * kItemColumns * sizeof(float);
+constexpr int64_t kProjectSharedBytes = kSplitParts * kGroupRows * kItemColumns * sizeof(float);
 
 // A share's rows in groups of kGroupRows: instructions, then candidates from the next tile on.
 struct Groups {
@@ -108,7 +108,7 @@ __device__ void load_pieces(const StateRow& row, int64_t k, int64_t d, uint32_t 
   }
 }
 
-// A warp's part of an item: `tiles` tiles from slot0 on, one lane of a split, 32 columns. sums: [rows, kItemColumns].
+// A warp's part of an item: `tiles` tiles from slot0 on, one part of a split, 32 columns. sums: [rows, kItemColumns].
 template <bool kBf16, bool kWhole, int kPieces, int kTiles>
 __device__ void project_tiles(const ScoreJob& job, const Share& share, const Groups& groups, int slot0, int tiles,
                               int unit, int column_tile, float* sums) {
@@ -118,7 +118,7 @@ __device__ void project_tiles(const ScoreJob& job, const Share& share, const Gro
   for (int i = 0; i < kTiles; ++i) row[i] = StateRow::in_slot(job, share, groups, slot0 + i * kTileRows + lane_row());
 
   const LaneColumns columns(matrix, job.params.packed, column_tile);
-  const int units = job.splits * kSplitLanes;
+  const int units = job.splits * kSplitParts;
   const int first = job.chunks * unit / units, last = job.chunks * (unit + 1) / units;
   LaneSums<kTiles> total;
 #pragma unroll 1
@@ -140,14 +140,14 @@ __device__ void project_tiles(const ScoreJob& job, const Share& share, const Gro
             total.row(i, next);
 }
 
-// A block's item: partial sums of one group over one split, for kItemColumns columns. Warps 2l and 2l + 1 take lane l
+// A block's item: partial sums of one group over one split, for kItemColumns columns. Warps 2i and 2i + 1 take part i
 // of the split, 32 columns each.
 template <bool kBf16, bool kWhole, int kPieces>
 __device__ void project_item(const ScoreJob& job, const Share& share, const Groups& groups, int group, int split,
                              int columns0, float* sums, float* partials) {
   // Tiles whose sums registers hold beside the pieces.
   constexpr int kTiles = kPieces > 1 ? 1 : kBf16 ? kGroupTiles : 2;
-  const int lane = warp_id() / (kWarps / kSplitLanes), column = warp_id() % (kWarps / kSplitLanes) * kTileColumns;
+  const int part = warp_id() / (kWarps / kSplitParts), column = warp_id() % (kWarps / kSplitParts) * kTileColumns;
   const int slot0 = group * kGroupRows;
   int tiles = kGroupTiles;
   while (tiles > 1 && groups.row_from(slot0 + (tiles - 1) * kTileRows) >= groups.rows) --tiles;
@@ -156,10 +156,10 @@ __device__ void project_item(const ScoreJob& job, const Share& share, const Grou
 #pragma unroll 1
     for (int i = 0; i < tiles; i += kTiles)
       project_tiles<kBf16, kWhole, kPieces, kTiles>(job, share, groups, slot0 + i * kTileRows,
-                                                    tiles - i < kTiles ? tiles - i : kTiles, split * kSplitLanes + lane,
+                                                    tiles - i < kTiles ? tiles - i : kTiles, split * kSplitParts + part,
                                                     (columns0 + column) / kTileColumns,
-                                                    sums + (lane * kGroupRows + i * kTileRows) * kItemColumns + column);
-  __syncthreads();  // every lane's sums are in shared memory
+                                                    sums + (part * kGroupRows + i * kTileRows) * kItemColumns + column);
+  __syncthreads();  // every part's sums are in shared memory
   constexpr int kQuads = kItemColumns / 4;
 #pragma unroll 1
   for (int i = threadIdx.x; i < tiles * kTileRows * kQuads; i += kThreads) {
@@ -167,7 +167,7 @@ __device__ void project_item(const ScoreJob& job, const Share& share, const Grou
     if (columns0 + at >= job.P) continue;
     float4 v = *reinterpret_cast<const float4*>(sums + r * kItemColumns + at);
 #pragma unroll
-    for (int l = 1; l < kSplitLanes; ++l) {
+    for (int l = 1; l < kSplitParts; ++l) {
       const float4 w = *reinterpret_cast<const float4*>(sums + (l * kGroupRows + r) * kItemColumns + at);
       v = make_float4(v.x + w.x, v.y + w.y, v.z + w.z, v.w + w.w);
     }

@@ -13,9 +13,12 @@ SRR_INLINE void widen(const typename State::Bits* row, int64_t n, float* to) {
   }
 }
 
-SRR_INLINE const StateRows& rows_of(const ScoreParams& a, int64_t row, int64_t& index) {
-  index = row < a.B ? row : row - a.B;
-  return row < a.B ? a.inst : a.resp;
+// Where the states of a row lie, and the row from `column` on, as elements of their dtype.
+SRR_INLINE const StateRows& rows_of(const ScoreParams& a, int64_t row) { return row < a.B ? a.inst : a.resp; }
+template <class T>
+SRR_INLINE const T* state_at(const ScoreParams& a, int64_t row, int64_t column) {
+  const StateRows& from = rows_of(a, row);
+  return static_cast<const T*>(from.data) + (row < a.B ? row : row - a.B) * from.stride + column;
 }
 
 #if defined(SRR_BF16_DOT)
@@ -28,9 +31,7 @@ SRR_INLINE void project_block_dot(const ScoreParams& a, const ScorePlan& plan, i
   const uint16_t** pointers = reinterpret_cast<const uint16_t**>(scratch);
   uint16_t* copies = reinterpret_cast<uint16_t*>(scratch + 8 * plan.row_group);
   for (int64_t r = row0; r < row1; ++r) {
-    int64_t index;
-    const StateRows& from = rows_of(a, r, index);
-    const uint16_t* row = static_cast<const uint16_t*>(from.data) + index * from.stride + column;
+    const uint16_t* row = state_at<uint16_t>(a, r, column);
     if (valid % 2) {
       uint16_t* copy = copies + (r - row0) * kBlockK;
       for (int64_t i = 0; i < valid; ++i) copy[i] = row[i];
@@ -64,10 +65,9 @@ inline void project_slice(const ScoreParams& a, const ScorePlan& plan, int64_t s
     const Panels panels{strip * kStripPanels, at_most(plan.p / kPanel, (strip + 1) * kStripPanels)};
     TileRows parts[2];
     int64_t count = 0;
-    for (int64_t r = row0, index; r < row1; r += parts[count++].rows) {
-      const StateRows& from = rows_of(a, r, index);
+    for (int64_t r = row0; r < row1; r += parts[count++].rows) {
       const int64_t end = r < a.B ? at_most(a.B, row1) : row1;
-      parts[count] = {static_cast<const uint16_t*>(from.data) + index * from.stride, from.stride, end - r,
+      parts[count] = {state_at<uint16_t>(a, r, 0), rows_of(a, r).stride, end - r,
                       partial + (r - row0) * plan.p + panels.first * kPanel};
     }
     const bool few = count == 2 && row1 - row0 <= kTileHeight && (block1 < m.blocks() || m.K % kBlockK == 0);
@@ -79,11 +79,7 @@ inline void project_slice(const ScoreParams& a, const ScorePlan& plan, int64_t s
   }
 #endif
   if (a.inst.dtype == DType::kFloat32 && a.resp.dtype == DType::kFloat32) {
-    for (int64_t r = row0; r < row1; ++r) {
-      int64_t index;
-      const StateRows& from = rows_of(a, r, index);
-      pointers[r - row0] = static_cast<const float*>(from.data) + index * from.stride + block0 * kBlockK;
-    }
+    for (int64_t r = row0; r < row1; ++r) pointers[r - row0] = state_at<float>(a, r, block0 * kBlockK);
     gemm_blocks(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, all_panels(m), block0, block1, partial, plan.p,
                 false);
     return;
@@ -98,19 +94,11 @@ inline void project_slice(const ScoreParams& a, const ScorePlan& plan, int64_t s
   for (int64_t block = block0; block < block1; block += kDigitBlock / kBlockK) {
     const int64_t column = block * kBlockK, valid = at_most(a.layout.d - column, kDigitBlock);
     for (int64_t r = row0; r < row1; ++r) {
-      int64_t index;
-      const StateRows& from = rows_of(a, r, index);
-      const int64_t first = index * from.stride + column;
+      const DType dtype = rows_of(a, r).dtype;
       float* to = widened + (r - row0) * kDigitBlock;
-      if (from.dtype == DType::kFloat32) {
-        pointers[r - row0] = static_cast<const float*>(from.data) + first;
-        continue;
-      }
-      pointers[r - row0] = to;
-      if (from.dtype == DType::kFloat16)
-        widen<StateF16>(static_cast<const uint16_t*>(from.data) + first, valid, to);
-      else
-        widen<StateBF16>(static_cast<const uint16_t*>(from.data) + first, valid, to);
+      pointers[r - row0] = dtype == DType::kFloat32 ? state_at<float>(a, r, column) : to;
+      if (dtype == DType::kFloat16) widen<StateF16>(state_at<uint16_t>(a, r, column), valid, to);
+      if (dtype == DType::kBFloat16) widen<StateBF16>(state_at<uint16_t>(a, r, column), valid, to);
     }
     gemm_blocks(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, all_panels(m), block,
                 at_most(block1, block + kDigitBlock / kBlockK), partial, plan.p, block > block0);
@@ -127,11 +115,7 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
     const PackedMatrix m = a.layout.projection();
     const int64_t first = slice_digits(m, plan, slice);
     const float** pointers = reinterpret_cast<const float**>(scratch);
-    for (int64_t r = row0; r < row1; ++r) {
-      int64_t index;
-      const StateRows& from = rows_of(a, r, index);
-      pointers[r - row0] = static_cast<const float*>(from.data) + index * from.stride + first * kDigitBlock;
-    }
+    for (int64_t r = row0; r < row1; ++r) pointers[r - row0] = state_at<float>(a, r, first * kDigitBlock);
     Tiles tiles;
     gemm_digits(tiles, RowPointers{pointers}, row1 - row0, m, a.packed, all_panels(m), first,
                 slice_digits(m, plan, end), plan.p, [&](int64_t i) {
@@ -150,9 +134,9 @@ inline void project(const ScoreParams& a, const ScorePlan& plan, int64_t slice, 
 // kLargestProjected.
 SRR_INLINE bool projected(const ScoreParams& a, const ScorePlan& plan, const float* partial, int64_t row, float* x) {
   const float* bias = at_bytes(a.packed, a.layout.projection_bias_bytes());
-  F16 room = set1(0.0f);  // the least distance to the limit
+  F32x16 room = set1(0.0f);  // the least distance to the limit
   for (int64_t c = 0; c < plan.p; c += kPanel) {
-    F16 v = load(partial + row * plan.p + c);
+    F32x16 v = load(partial + row * plan.p + c);
     for (int64_t s = 1; s < plan.slices; ++s) v = v + load(partial + (s * plan.rows + row) * plan.p + c);
     v = v + load(bias + c);
     store(x + c, v);

@@ -8,9 +8,9 @@
 // ---- cosine -----------------------------------------------------------------------------------------------------
 
 SRR_INLINE float cosine(const float* x, const float* y, int64_t columns) {
-  F16 xy = zero(), xx = zero(), yy = zero();
+  F32x16 xy = zero(), xx = zero(), yy = zero();
   for (int64_t c = 0; c < columns; c += kPanel) {
-    const F16 u = load(x + c), v = load(y + c);
+    const F32x16 u = load(x + c), v = load(y + c);
     xy = fma(u, v, xy);
     xx = fma(u, u, xx);
     yy = fma(v, v, yy);
@@ -47,7 +47,7 @@ inline void finish_list(const ScoreParams& a, int64_t list) {
     if (a.scores[i] > -__builtin_inff() && (best < 0 || a.scores[i] > a.scores[best])) best = i;
   a.best[list] = best < 0 ? -1 : best - begin;
   if (best < 0) return;
-  const F16 top = set1(a.scores[best]), tau = set1(a.temperature);
+  const F32x16 top = set1(a.scores[best]), tau = set1(a.temperature);
   float total = 0;  // one lane at a time: candidates that are out add an exact zero wherever they stand
   for (int64_t i = begin; i < end; i += kPanel) {
     const int64_t n = at_most(end - i, kPanel);
@@ -60,21 +60,21 @@ inline void finish_list(const ScoreParams& a, int64_t list) {
 
 // ---- score ------------------------------------------------------------------------------------------------------
 
-// What a lane works through: lists for list scope, candidates for pair scope. `list` is the one that holds `unit`.
+// What is left of a share: lists for list scope, candidates for pair scope. `list` is the one that holds `unit`.
 struct Cursor {
   int64_t unit, end, list;
 };
 
-// The share of one lane: nearly equal rows, cut at units.
-inline Cursor lane_share(const ScoreParams& a, int64_t lane, int64_t lanes) {
-  if (a.scope == Scope::kPair) return {a.M * lane / lanes, a.M * (lane + 1) / lanes, 0};
+// One share of a call: nearly equal rows, cut at units.
+inline Cursor share_of(const ScoreParams& a, int64_t share, int64_t shares) {
+  if (a.scope == Scope::kPair) return {a.M * share / shares, a.M * (share + 1) / shares, 0};
   const auto first_list = [&](int64_t rows) {
     int64_t b = 0;
     while (b < a.B && a.list_begin(b) + b < rows) ++b;
     return b;
   };
-  const int64_t rows = a.B + a.M, begin = first_list(rows * lane / lanes);
-  return {begin, lane + 1 == lanes ? a.B : first_list(rows * (lane + 1) / lanes), begin};
+  const int64_t rows = a.B + a.M, begin = first_list(rows * share / shares);
+  return {begin, share + 1 == shares ? a.B : first_list(rows * (share + 1) / shares), begin};
 }
 
 // Fills a chunk with the valid rows of as many units as fit and moves the cursor past them. Returns the sequences.
@@ -128,12 +128,12 @@ inline void score(const ScoreParams& a, void* workspace, Threads threads) {
               partial + (slice * plan.rows + row0) * plan.p);
     }
   });
-  parallel(threads, plan.lanes, [&](int64_t lane) {
-    Cursor cursor = lane_share(a, lane, plan.lanes);
-    float* at = reinterpret_cast<float*>(base + plan.chunk_at) + lane * plan.chunk_floats;
-    int64_t* index = reinterpret_cast<int64_t*>(base + plan.index_at) + lane * (2 * plan.chunk_rows + 1);
+  parallel(threads, plan.shares, [&](int64_t share) {
+    Cursor cursor = share_of(a, share, plan.shares);
+    float* at = reinterpret_cast<float*>(base + plan.chunk_at) + share * plan.chunk_floats;
+    int64_t* index = reinterpret_cast<int64_t*>(base + plan.index_at) + share * (2 * plan.chunk_rows + 1);
     const Chunk c{at, at + plan.chunk_rows * plan.p, index, index + plan.chunk_rows};
-    float* tile = reinterpret_cast<float*>(base + plan.tile_at) + lane * plan.tile_workers * plan.tile_floats;
+    float* tile = reinterpret_cast<float*>(base + plan.tile_at) + share * plan.tile_workers * plan.tile_floats;
     while (cursor.unit < cursor.end) {
       const int64_t sequences = fill_chunk(a, plan, partial, c, cursor);
       encode_chunk(a, plan, c, sequences, tile, threads);

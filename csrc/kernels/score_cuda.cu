@@ -110,6 +110,18 @@ __device__ inline void score_pairs(const Tile& tile, const TileMemory& memory) {
   __syncthreads();  // the tile has been read and may be overwritten
 }
 
+// Of each layer of a stage the rest, then q, k and v of the layer after. Layer -1 is what comes before the first: it
+// has no rest.
+struct StageLayers {
+  int begin, end;
+};
+
+// stage: negative for a wave of the projection, else counted from the first stage after.
+__device__ inline StageLayers layers_of(int stage, int layers, bool pairs) {
+  if (stage < 0) return {-1, pairs ? -1 : 0};  // pairs begin where both rows are at hand
+  return pairs ? StageLayers{-1, layers} : StageLayers{stage, stage + 1};
+}
+
 // A team takes its share from states to answers in stages with a barrier between two: tokens are pooled where
 // candidates are sums of them; waves of rows are projected; then a stage for each layer, or one for all layers where
 // sequences are pairs. Last cosines and softmax, a list to a block.
@@ -140,9 +152,7 @@ __global__ void __launch_bounds__(kThreads, 1) score_kernel(const __grid_constan
         end = groups.row_from(group1 * kGroupRows);
         team.sync();  // the wave's partial sums are complete
       }
-      // Layers whose rest is computed here; the next one's q, k and v follow each.
-      const int layer0 = projects ? -1 : of_pairs ? -1 : stage - waves;
-      const int layer1 = projects ? (pairs ? -2 : -1) : of_pairs ? layers - 1 : layer0;
+      const StageLayers here = layers_of(stage - waves, layers, pairs);
 
       // Every block has a tile before one has two.
       const int most = of_pairs ? job.most_rows / 2 : job.most_rows, even = (end - begin + team.size - 1) / team.size;
@@ -161,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 1) score_kernel(const __grid_constan
             warp_copy(x, row < 0 ? nullptr : job.x + row * job.P, job.P);
         }
 #pragma unroll 1
-        for (int layer = layer0; layer <= layer1; ++layer) {
+        for (int layer = here.begin; layer < here.end; ++layer) {
           if (layer >= 0) tile_rest<kBf16>(job, memory, layer, tile.rows, [&](int r) { return tile.keys(layer, r); });
           if (layer + 1 < layers)
             tile_qkv<kBf16>(job, memory, layer + 1, tile.rows, [&](int r) { return tile.qkv(layer + 1, r); });

@@ -255,7 +255,8 @@ void score_cpu(const ScoreParams& params, void* workspace, Threads threads);
 
 // The instruction sets this build holds and this machine runs, best first, as a null-terminated array of names.
 const char* const* cpu_isas();
-// The one in use. select_cpu_isa returns false, and changes nothing, for a name that cpu_isas() does not list.
+// The one in use. select_cpu_isa returns false, and changes nothing, for a name that cpu_isas() does not list. Not
+// while another thread computes: how large a workspace is differs between them.
 const char* cpu_isa();
 bool select_cpu_isa(const char* name);
 

@@ -20,12 +20,12 @@ __host__ __device__ constexpr int plane_stride(int columns) { return (columns + 
 
 // The block's shared memory while it encodes. [rows] is job.most_rows throughout.
 struct TileMemory {
-  float* x;          // [rows, P]: the residual, or the input of a product
-  float* y;          // [rows, P]: sums
-  uint16_t* wide;    // planes [3, rows, plane_stride(P)]: x, or its norm
-  uint16_t* chunk;   // planes [3, rows, plane_stride(kChunk)]: attention's output, or the hidden layer
-  float* lane_sums;  // [kWarps, rows, kTileColumns], in the place of chunk
-  float* attention;  // [kWarps, E + kWarp + kKeptLogits]
+  float* x;            // [rows, P]: the residual, or the input of a product
+  float* y;            // [rows, P]: sums
+  uint16_t* x_planes;  // planes [3, rows, plane_stride(P)]: x, or its norm
+  uint16_t* chunk;     // planes [3, rows, plane_stride(kChunk)]: attention's output, or the hidden layer
+  float* part_sums;    // [kWarps, rows, kTileColumns], in the place of chunk
+  float* attention;    // [kWarps, E + kWarp + kKeptLogits]
 
   static __host__ __device__ constexpr int64_t bytes(int rows, int P, int E) {
     return int64_t{rows} * (8 * P + 6 * plane_stride(P) + 6 * plane_stride(kChunk)) +
@@ -35,14 +35,14 @@ struct TileMemory {
     const int rows = job.most_rows;
     x = reinterpret_cast<float*>(base);
     y = x + rows * job.P;
-    wide = reinterpret_cast<uint16_t*>(y + rows * job.P);
-    chunk = wide + kMostPieces * rows * plane_stride(job.P);
-    lane_sums = reinterpret_cast<float*>(chunk);
+    x_planes = reinterpret_cast<uint16_t*>(y + rows * job.P);
+    chunk = x_planes + kMostPieces * rows * plane_stride(job.P);
+    part_sums = reinterpret_cast<float*>(chunk);
     attention = reinterpret_cast<float*>(chunk + kMostPieces * rows * plane_stride(kChunk));
   }
 };
 static_assert(kWarps * kTileColumns * 4 <= 2 * kMostPieces * plane_stride(kChunk),
-              "lanes' sums fit in the chunk's place");
+              "parts' sums fit in the chunk's place");
 // The largest rankers with tiles of 16 and of 8 rows.
 static_assert(TileMemory::bytes(16, 128, 128) <= kMostSharedBytes, "16 rows");
 static_assert(TileMemory::bytes(8, 512, 512) <= kMostSharedBytes, "8 rows");
@@ -105,39 +105,39 @@ __device__ void tile_product(const ScoreJob& job, const PackedMatrix& matrix, co
 }
 
 // A product with a matrix of P columns whose rows come a chunk at a time. Up to 8 column tiles each have a warp, or as
-// many as there are lanes, which share the chunks' k's; more of them, up to 16, have half a warp. A warp has two sums:
-// of both tiles of rows where its block has two, or of two column tiles. The lanes' sums are added in their order.
+// many as there are parts, which share the chunks' k's; more of them, up to 16, have half a warp. A warp has two sums:
+// of both tiles of rows where its block has two, or of two column tiles. The parts' sums are added in their order.
 template <bool kBf16>
 struct ChunkedProduct {
   LaneSums<1> sums[2];
-  int tiles, lanes, lane, tile;
+  int tiles, parts, part, tile;
   bool two_columns;
 
   __device__ explicit ChunkedProduct(const ScoreJob& job)
       : tiles((job.P + kTileColumns - 1) / kTileColumns),
-        lanes(tiles < kWarps ? kWarps / tiles : 1),
-        lane(tiles > kWarps ? 0 : warp_id() / tiles),
+        parts(tiles < kWarps ? kWarps / tiles : 1),
+        part(tiles > kWarps ? 0 : warp_id() / tiles),
         tile(tiles > kWarps ? warp_id() : warp_id() % tiles),
         two_columns(tiles > kWarps) {}
 
   // Adds the chunk's columns [0, width), which meet the matrix's rows from row0 on.
   __device__ void add(const ScoreJob& job, const PackedMatrix& matrix, const unsigned char* packed,
                       const uint16_t* planes, int row0, int width, int rows) {
-    if (lane >= lanes) return;
+    if (part >= parts) return;
     constexpr int kStride = plane_stride(kChunk);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int column_tile = tile + (two_columns ? i * kWarps : 0), from = two_columns ? 0 : i * kTileRows;
       if (column_tile < tiles && from < rows)
         add_product<kBf16>(sums[i], LaneColumns(matrix, packed, column_tile), planes + from * kStride, job.most_rows,
-                           kStride, row0, width, lane, lanes);
+                           kStride, row0, width, part, parts);
     }
   }
 
-  // to[row, column] += the sums, in the order of the lanes. Wants `to` and the chunk behind a barrier, leaves `to`
+  // to[row, column] += the sums, in the order of the parts. Wants `to` and the chunk behind a barrier, leaves `to`
   // behind one.
-  __device__ void finish(const ScoreJob& job, float* lane_sums, int rows, float* to) {
-    if (lane < lanes)
+  __device__ void finish(const ScoreJob& job, float* part_sums, int rows, float* to) {
+    if (part < parts)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -146,23 +146,23 @@ struct ChunkedProduct {
           const int column = (tile + (two_columns ? i * kWarps : 0)) * kTileColumns + lane_column();
           if (row >= rows || column >= job.P) continue;
           const float4 v = sums[i].row(0, next);
-          if (lanes == 1) {
+          if (parts == 1) {
             float4* at = reinterpret_cast<float4*>(to + row * job.P + column);
             *at = make_float4(at->x + v.x, at->y + v.y, at->z + v.z, at->w + v.w);
           } else {
             const int at = (warp_id() * job.most_rows + row) * kTileColumns + lane_column();
-            *reinterpret_cast<float4*>(lane_sums + at) = v;
+            *reinterpret_cast<float4*>(part_sums + at) = v;
           }
         }
-    __syncthreads();  // `to` is complete, or every lane's sums are in shared memory
-    if (lanes == 1) return;
+    __syncthreads();  // `to` is complete, or every part's sums are in shared memory
+    if (parts == 1) return;
 #pragma unroll 1
     for (int i = threadIdx.x; i < rows * job.P; i += kThreads) {
       const int row = i / job.P, column = i % job.P;
-      const float* from = lane_sums + (column / kTileColumns * job.most_rows + row) * kTileColumns;
+      const float* from = part_sums + (column / kTileColumns * job.most_rows + row) * kTileColumns;
       float v = from[column % kTileColumns];
 #pragma unroll 1
-      for (int l = 1; l < lanes; ++l) v += from[l * tiles * job.most_rows * kTileColumns + column % kTileColumns];
+      for (int l = 1; l < parts; ++l) v += from[l * tiles * job.most_rows * kTileColumns + column % kTileColumns];
       to[i] += v;
     }
     __syncthreads();  // `to` is complete; the sums may be overwritten
@@ -216,7 +216,7 @@ __device__ void tile_qkv(const ScoreJob& job, const TileMemory& memory, int laye
       warp_layer_norm(job, normed, job.vector(at.norm1_weight_bytes, layer), job.vector(at.norm1_bias_bytes, layer));
       row = normed;
     }
-    warp_to_planes(job, row, r, memory.wide);
+    warp_to_planes(job, row, r, memory.x_planes);
   }
   __syncthreads();  // the planes are complete
   const float* bias = job.vector(at.qkv_bias_bytes, layer);
@@ -224,8 +224,8 @@ __device__ void tile_qkv(const ScoreJob& job, const TileMemory& memory, int laye
     const float4 b = *reinterpret_cast<const float4*>(bias + n);
     *reinterpret_cast<float4*>(to(r) + n) = make_float4(v.x + b.x, v.y + b.y, v.z + b.z, v.w + b.w);
   };
-  tile_product<kBf16>(job, at.qkv, job.packed(layer), memory.wide, 0, (3 * job.HE + kTileColumns - 1) / kTileColumns,
-                      rows, store);
+  tile_product<kBf16>(job, at.qkv, job.packed(layer), memory.x_planes, 0,
+                      (3 * job.HE + kTileColumns - 1) / kTileColumns, rows, store);
   __syncthreads();  // the planes have been read
 }
 
@@ -351,7 +351,7 @@ __device__ void tile_rest(const ScoreJob& job, const TileMemory& memory, int lay
 #pragma unroll 1
   for (int i = threadIdx.x; i < rows * P; i += kThreads) memory.y[i] = memory.x[i] + out_bias[i % P];
   __syncthreads();  // y is what the product is added to
-  attended.finish(job, memory.lane_sums, rows, memory.y);
+  attended.finish(job, memory.part_sums, rows, memory.y);
 
   // y: x plus attention. Post-norm: x = norm1(y) is both what feed-forward reads and its residual. Pre-norm: it reads
   // norm2(y), and y is the residual.
@@ -363,7 +363,7 @@ __device__ void tile_rest(const ScoreJob& job, const TileMemory& memory, int lay
     __syncwarp();  // the copy is complete
     warp_layer_norm(job, x, job.vector(pre ? at.norm2_weight_bytes : at.norm1_weight_bytes, layer),
                     job.vector(pre ? at.norm2_bias_bytes : at.norm1_bias_bytes, layer));
-    warp_to_planes(job, x, r, memory.wide);
+    warp_to_planes(job, x, r, memory.x_planes);
     const float* bias = job.vector(at.ffn2_bias_bytes, layer);
 #pragma unroll 1
     for (int i = lane_id(); i < P; i += kWarp) y[i] = (pre ? y[i] : x[i]) + bias[i];
@@ -381,13 +381,13 @@ __device__ void tile_rest(const ScoreJob& job, const TileMemory& memory, int lay
       store_planes(memory.chunk, job.most_rows, stride, r, n - n0, gelu(v.x + b.x), gelu(v.y + b.y));
       store_planes(memory.chunk, job.most_rows, stride, r, n - n0 + 2, gelu(v.z + b.z), gelu(v.w + b.w));
     };
-    tile_product<kBf16>(job, at.ffn1, packed, memory.wide, n0 / kTileColumns,
+    tile_product<kBf16>(job, at.ffn1, packed, memory.x_planes, n0 / kTileColumns,
                         (n0 + width + kTileColumns - 1) / kTileColumns, rows, store);
     __syncthreads();  // the hidden chunk is complete
     fed.add(job, at.ffn2, packed, memory.chunk, n0, width, rows);
     __syncthreads();  // the chunk has been read
   }
-  fed.finish(job, memory.lane_sums, rows, memory.y);
+  fed.finish(job, memory.part_sums, rows, memory.y);
 #pragma unroll 1
   for (int r = warp_id(); r < rows; r += kWarps) {
     float *x = memory.x + r * P, *y = memory.y + r * P;
