@@ -41,9 +41,11 @@ def test_kernels_know_neither_torch_nor_python():
 
 def test_instruction_set_files_include_no_standard_headers_below_the_pragma():
     headers = {p.name for kind in ("cpu", "amx", "bf16", "dot") for p in KERNELS.glob(f"*_{kind}.h")} | {"simd.h"}
+    headers.remove("all_cpu.h")
     assert {"gemm_cpu.h", "gemm_amx.h", "gemm_dot.h", "encode_bf16.h"} < headers
     for name in headers:
         assert "#include" not in (KERNELS / name).read_text(), name
+    assert set(re.findall("#include (.*)", (KERNELS / "all_cpu.h").read_text())) == {f'"{name}"' for name in headers}
 
 
 def test_the_list_of_sources_is_complete():
