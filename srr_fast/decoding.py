@@ -93,35 +93,20 @@ def sample(
     states that the model itself gives out, if those of the prefill, which is not compiled, are what the hooks saw.
     Otherwise, where the cache is of another kind, it is generate's loop that runs, uncompiled.
     """
-    rows = len(input_ids)
     uncompiled = copy.copy(generation_config)
     uncompiled.disable_compile = True
-    leaving = _rows_can_leave(rows, model_kwargs)
-    compiling = not leaving and bool(ks) and model._valid_auto_compile_criteria(model_kwargs, generation_config)
-    if not leaving and not compiling:
-        return model._sample(input_ids, logits_processor, stopping_criteria, uncompiled, **model_kwargs)
-    pad = generation_config.pad_token_id or 0
-    forward = model
-    if compiling:
-        model_kwargs["output_hidden_states"] = list(ks)
-        capture.witness = []
-    prefilled = slice(None, None, n if leaving else None)
-    outputs = model._prefill(input_ids[prefilled], uncompiled, _select(prefilled, model_kwargs))
-    logits = _last(outputs, input_ids)
-    if leaving:
-        cache = model_kwargs[cache_argument.GENERATE]
-        cache.batch_repeat_interleave(n)
-        cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-        logits = logits.repeat_interleave(n, 0)
-    elif compiling := capture.follow(_given(outputs, ks)):
-        forward = model.get_compiled_call(generation_config.compile_config)
+    forwards: _Needed | _Compiled
+    if _rows_can_leave(len(input_ids), model_kwargs):
+        forwards = _Needed(model, model_kwargs, capture)
+    elif ks and model._valid_auto_compile_criteria(model_kwargs, generation_config):
+        forwards = _Compiled(model, model_kwargs, capture, ks)
     else:
-        del model_kwargs["output_hidden_states"]
-    unfinished = torch.ones(rows, dtype=torch.bool, device=input_ids.device)
-    computed = torch.arange(rows, device=input_ids.device)
+        return model._sample(input_ids, logits_processor, stopping_criteria, uncompiled, **model_kwargs)
+    logits = forwards.prefill(input_ids, uncompiled, n)
+    pad = generation_config.pad_token_id or 0
+    unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
     with model._optimize_model_for_decode():
         while True:
-            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
             scores = logits_processor(input_ids, logits)
             if generation_config.do_sample:
                 tokens = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
@@ -129,24 +114,74 @@ def sample(
                 tokens = scores.argmax(-1)
             input_ids = torch.cat([input_ids, tokens.where(unfinished, pad)[:, None]], 1)
             unfinished &= ~stopping_criteria(input_ids, None)
-            needed = unfinished[computed]
-            count = int(needed.sum())
+            count = int(unfinished.sum())  # the one thing of a step that is waited for
             if count == 0:
                 return input_ids
-            if leaving and len(computed) - count >= DONE_TO_LEAVE * len(computed):
-                places = needed.nonzero().squeeze(1)
-                cache.batch_select_indices(places.cpu())  # layers may lie on several devices
-                model_kwargs = _select(places, model_kwargs)
-                capture.rows = computed = computed[places]
-            inputs = model.prepare_inputs_for_generation(input_ids[computed], next_sequence_length=1, **model_kwargs)
-            with hooking.steady() if compiling else nullcontext():
-                outputs = forward(**inputs, return_dict=True)
-            if compiling:
-                capture.take(_given(outputs, ks))
-            last = _last(outputs, input_ids)
-            logits = (
-                last if len(computed) == rows else last.new_zeros(rows, last.shape[1]).index_copy(0, computed, last)
-            )
+            logits = forwards.step(input_ids, unfinished, count)
+
+
+class _Needed:
+    """Forwards of what is needed: each prompt once, then the rows that are unfinished, and finished ones that did not
+    leave yet. ``prefill`` and ``step`` give logits [rows, V], zeros for the rows left out."""
+
+    def __init__(self, model: Any, model_kwargs: dict[str, Any], capture: Capture) -> None:
+        self.model, self.kwargs, self.capture = model, model_kwargs, capture
+
+    def prefill(self, input_ids: Tensor, config: GenerationConfig, n: int) -> Tensor:
+        once = slice(None, None, n)
+        outputs = self.model._prefill(input_ids[once], config, _select(once, self.kwargs))
+        cache = self.kwargs[cache_argument.GENERATE]
+        cache.batch_repeat_interleave(n)
+        cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        self.kwargs = self.model._update_model_kwargs_for_generation(outputs, self.kwargs)
+        self.computed = torch.arange(len(input_ids), device=input_ids.device)
+        return _last(outputs, input_ids).repeat_interleave(n, 0)
+
+    def step(self, input_ids: Tensor, unfinished: Tensor, count: int) -> Tensor:
+        computed = len(self.computed)
+        if computed - count >= DONE_TO_LEAVE * computed:
+            self._leave(unfinished[self.computed].nonzero().squeeze(1))
+        inputs = self.model.prepare_inputs_for_generation(
+            input_ids[self.computed], next_sequence_length=1, **self.kwargs
+        )
+        outputs = self.model(**inputs, return_dict=True)
+        self.kwargs = self.model._update_model_kwargs_for_generation(outputs, self.kwargs)
+        last = _last(outputs, input_ids)
+        rows = len(input_ids)
+        return last if len(last) == rows else last.new_zeros(rows, last.shape[1]).index_copy(0, self.computed, last)
+
+    def _leave(self, places: Tensor) -> None:
+        """Of the computed rows only those at these places stay."""
+        self.kwargs[cache_argument.GENERATE].batch_select_indices(places.cpu())  # layers may lie on several devices
+        self.kwargs = _select(places, self.kwargs)
+        self.capture.rows = self.computed = self.computed[places]
+
+
+class _Compiled:
+    """Forwards of all rows, compiled after the prefill if the capture can take the states that they give out."""
+
+    def __init__(self, model: Any, model_kwargs: dict[str, Any], capture: Capture, ks: Sequence[int]) -> None:
+        self.model, self.capture, self.ks = model, capture, ks
+        self.kwargs = model_kwargs | {"output_hidden_states": list(ks)}
+
+    def prefill(self, input_ids: Tensor, config: GenerationConfig, n: int) -> Tensor:
+        self.capture.witness = []
+        outputs = self.model._prefill(input_ids, config, dict(self.kwargs))
+        self.follows = self.capture.follow(_given(outputs, self.ks))
+        self.forward = self.model.get_compiled_call(config.compile_config) if self.follows else self.model
+        if not self.follows:
+            del self.kwargs["output_hidden_states"]
+        self.kwargs = self.model._update_model_kwargs_for_generation(outputs, self.kwargs)
+        return _last(outputs, input_ids)
+
+    def step(self, input_ids: Tensor, unfinished: Tensor, count: int) -> Tensor:
+        inputs = self.model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **self.kwargs)
+        with hooking.steady() if self.follows else nullcontext():
+            outputs = self.forward(**inputs, return_dict=True)
+        if self.follows:
+            self.capture.take(_given(outputs, self.ks))
+        self.kwargs = self.model._update_model_kwargs_for_generation(outputs, self.kwargs)
+        return _last(outputs, input_ids)
 
 
 def _rows_can_leave(rows: int, model_kwargs: dict[str, Any]) -> bool:
