@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ranker on disk: design section "A ranker on disk". safetensors and JSON only."""
+"""A ranker on disk: safetensors, JSON and a model card, never pickle."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well scores put the safe responses of each list first: design section "Evidence".
+"""How well scores put the safe responses of each list first.
 
 Pure functions of numpy arrays: scores [M], safe [M] bool, offsets [B + 1] integers, list b is
 ``scores[offsets[b]:offsets[b + 1]]``. A score is any number but NaN and +inf; -inf is that of a candidate that is out.

@@ -32,7 +32,7 @@ GATE_LIMIT = 60.0  # gate logits are clamped to +-this, so that no token's weigh
 
 
 class ScoreOutput(NamedTuple):
-    """What a scorer answers.
+    """What a scorer answers; scores and probs in float32, from :func:`score` in the dtype of its weights.
 
     scores: [M] cosine similarity to the instruction, in [-1, 1]; -inf for a candidate that is out.
     probs:  [M] softmax of ``scores / temperature`` over each list; 0 for a candidate that is out.
@@ -79,7 +79,7 @@ def pool_sums(
 
 
 def pool(states: Tensor, spans: Tensor, pooling: str = "mean", gate: Tensor | None = None) -> Tensor:
-    """One row per span of tokens: design section "Pool".
+    """One row per span of tokens; the paper's is the last one (arXiv 2505.15710).
 
     states:  [M, T, d] padded, spans within each row; or [T, d] packed, spans within the whole buffer.
     spans:   [M, 2] int64, half-open [start, stop).
@@ -168,13 +168,16 @@ def score(
     dropout: float = 0.0,
     offsets: Tensor | None = None,
 ) -> ScoreOutput:
-    """Project, encode, cosine, softmax: design sections "Project" to "Order".
+    """``x' = W x + b``, an encoder over ``[inst', r'_1 .. r'_N]`` without positions to ``o``,
+    ``s_i = cos(o_inst, o_i)``, ``p = softmax(s / temperature)`` (arXiv 2505.15710; ``pair`` is this project's).
 
     inst:    [B, d] pooled instructions. resp: [M, d] pooled candidates, all lists one after another.
     weights: ``projection.weight`` [p, d], ``projection.bias`` [p] and nn.TransformerEncoder's tensors under
              ``encoder.``. The arithmetic is done in their dtype.
     scope:   ``list``: a sequence is [inst, r_1 .. r_N]. ``pair``: N sequences [inst, r_i].
     offsets: [B + 1] int64, list b is resp[offsets[b] : offsets[b + 1]]; None: equal lists.
+
+    Raises ValueError for unequal lists without offsets; what else :func:`srr_fast.score` checks is not checked here.
     """
     with no_autocast(resp.device):
         return _score(inst, resp, weights, heads, layers, scope, temperature, norm_first, dropout, offsets)
