@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer)  # cache layers whose rows can be repeated and selected
 DONE_TO_LEAVE = 0.125  # share of the computed rows that must have finished before the others are copied together
 SPARE = 64  # positions
+# Whether a list for output_hidden_states is one of blocks, of which k - 1 gives state k, and state 0 is left out.
+BY_BLOCK = (5, 17) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23)
 
 
 class RoomyLayer(DynamicLayer):
@@ -161,13 +164,15 @@ class _Compiled:
     """Forwards of all rows, compiled after the prefill if the capture can take the states that they give out."""
 
     def __init__(self, model: Any, model_kwargs: dict[str, Any], capture: Capture, ks: Sequence[int]) -> None:
-        self.model, self.capture, self.ks = model, capture, ks
-        self.kwargs = model_kwargs | {"output_hidden_states": list(ks)}
+        self.model, self.capture = model, capture
+        self.kwargs = model_kwargs | {"output_hidden_states": [k - 1 if BY_BLOCK else k for k in ks]}
+        L = model.config.get_text_config(decoder=True).num_hidden_layers
+        self.places = [k - L - 1 for k in ks]  # from the end: where state 0 is left out, the others have moved up
 
     def prefill(self, input_ids: Tensor, config: GenerationConfig, n: int) -> Tensor:
         self.capture.witness = []
         outputs = self.model._prefill(input_ids, config, dict(self.kwargs))
-        self.follows = self.capture.follow(_given(outputs, self.ks))
+        self.follows = self.capture.follow(_given(outputs, self.places))
         self.forward = self.model.get_compiled_call(config.compile_config) if self.follows else self.model
         if not self.follows:
             del self.kwargs["output_hidden_states"]
@@ -179,7 +184,7 @@ class _Compiled:
         with hooking.steady() if self.follows else nullcontext():
             outputs = self.forward(**inputs, return_dict=True)
         if self.follows:
-            self.capture.take(_given(outputs, self.ks))
+            self.capture.take(_given(outputs, self.places))
         self.kwargs = self.model._update_model_kwargs_for_generation(outputs, self.kwargs)
         return _last(outputs, input_ids)
 
@@ -201,11 +206,11 @@ def _select(places: Tensor | slice, model_kwargs: dict[str, Any]) -> dict[str, A
     return {name: value[places] if isinstance(value, Tensor) else value for name, value in model_kwargs.items()}
 
 
-def _given(outputs: Any, ks: Sequence[int]) -> list[Tensor]:
-    """The states of these layers that a forward gave out; none where it does not have them all."""
+def _given(outputs: Any, places: Sequence[int]) -> list[Tensor]:
+    """The states at these places, negative, that a forward gave out; none where it does not have them all."""
     states = outputs.hidden_states or ()
-    found = [states[k] for k in ks if k < len(states)]
-    return found if len(found) == len(ks) and all(isinstance(part, Tensor) for part in found) else []
+    found = [states[place] for place in places if -place <= len(states)]
+    return found if len(found) == len(places) and all(isinstance(part, Tensor) for part in found) else []
 
 
 def _last(outputs: Any, input_ids: Tensor) -> Tensor:
