@@ -4,6 +4,7 @@
 # make test-slow   what takes minutes: ten thousand generations that must leave nothing behind
 # make test-serve, test-ray   the server, with clients people use and in a browser; Ray, with workers killed
 # make test-vllm   vLLM's CPU build, in a venv of its own, against transformers; downloads it, takes minutes
+# make test-transformers   what other versions of transformers may break   make test-transformers TRANSFORMERS="5.16.0"
 # make reliability   what a machine without a GPU can prove, in under an hour, as docs/reliability.md; ARGS="--only bits"
 # make evidence  docs/evidence.md from labelled lists   make evidence DATA=../shared/data MODEL=<hub id or folder>
 # make bench  native against what a user would pick; build/bench.json      make bench ARGS=--quick shows that it works
@@ -31,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip install $(shell test -t 2 || echo --quiet)
 NATIVE_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/kernels/* csrc/sources.txt)
 
-.PHONY: install demo test test-slow serving test-serve test-ray test-vllm bench bench-report bench-compare bench-cpp evidence reliability lint cpp-test neon-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat wheels clean
+.PHONY: install demo test test-slow serving test-serve test-ray test-vllm test-transformers bench bench-report bench-compare bench-cpp evidence reliability lint cpp-test neon-test python-test cuda-objects cuda-link gpu-test gpu-bench sanitize minichat wheels clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.torch:
@@ -130,6 +131,15 @@ $(VLLM)/.installed: $(VENV)/.installed
 
 test-vllm: $(VLLM)/.installed
 	$(VLLM)/bin/python -m pytest -q tests/vllm
+
+# One of each kind that this package tells apart, but for the newest, which `make test` takes.
+TRANSFORMERS ?= 5.16.0 5.22.2 5.23.0
+test-transformers: $(VENV)/.tested
+	@for version in $(TRANSFORMERS); do echo "srr_fast: transformers $$version" && \
+	$(PIP) --quiet --upgrade --target build/transformers-$$version "transformers==$$version" && \
+	PYTHONPATH=build/transformers-$$version $(BIN)/python -m pytest -n 2 -q -m "not slow" \
+	$(addprefix tests/test_,$(addsuffix .py,backbone beams capture compiled continuous custom_generate decoding fingerprint \
+	generation pruning text)) || exit 1; done
 
 $(VENV)/.benched: $(VENV)/.tested
 	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e ".[bench]"
