@@ -214,8 +214,10 @@ void pool_update_(at::Tensor& acc, at::Tensor& weight, const at::Tensor& states,
                     ": weight must be contiguous, got strides ", weight.strides());
   TORCH_CHECK_VALUE(acc.size(0) <= 1 || acc.stride(0) >= acc.size(1), op, ": acc must not overlap itself, got strides ",
                     acc.strides());
-  TORCH_CHECK_VALUE(!ranges_meet(acc, states) && !ranges_meet(weight, states) && !ranges_meet(acc, weight), op,
-                    ": acc, weight and states must not share memory");
+  for (const at::Tensor* input : {&states, &spans, gate ? &*gate : &spans})
+    TORCH_CHECK_VALUE(!ranges_meet(acc, *input) && !ranges_meet(weight, *input), op,
+                      ": acc and weight must not share memory with the inputs");
+  TORCH_CHECK_VALUE(!ranges_meet(acc, weight), op, ": acc and weight must not share memory");
   const Tokens tokens(states, spans, kind, gate);
   written(acc);
   written(weight);

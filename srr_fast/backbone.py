@@ -24,6 +24,7 @@ def load_backbone(name_or_path: str | Path, *, trust_remote_code: bool = False) 
     and in the checkpoint's own dtype. trust_remote_code: run code that comes with the model.
     Raises OSError for a model that cannot be found, ValueError for an encoder-decoder.
     """
+    check_name("load_backbone", name_or_path)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(name_or_path, **options)
     if config.is_encoder_decoder:
@@ -38,6 +39,13 @@ def load_backbone(name_or_path: str | Path, *, trust_remote_code: bool = False) 
     )
     model = model.to("cuda") if cuda else model
     return model.eval(), AutoTokenizer.from_pretrained(name_or_path, **options)
+
+
+def check_name(op: str, name_or_path: str | Path) -> None:
+    """Raise FileNotFoundError for what can only be a local folder and is not there."""
+    path = Path(name_or_path)
+    if not path.exists() and (path.is_absolute() or str(name_or_path).startswith((".", "~")) or len(path.parts) > 2):
+        raise FileNotFoundError(f"{op}: there is no folder {str(name_or_path)!r}")
 
 
 def is_encoder(op: str, model: Any) -> bool:
@@ -60,6 +68,26 @@ def is_encoder(op: str, model: Any) -> bool:
             f"{op}: model must be a transformers model with generate, or an encoder, got {type(model).__name__}"
         )
     return True
+
+
+def check_decoder(op: str, model: Any) -> None:
+    """Raise ValueError unless the model is decoder-only, TypeError for one that is none of transformers'."""
+    if is_encoder(op, model):
+        raise ValueError(f"{op}: model must be decoder-only, {type(model).__name__} is an encoder")
+
+
+def check_positions(op: str, model: Any, tokens: int) -> None:
+    """Raise ValueError where so many tokens are more than the model has learned positions for.
+
+    Models that compute positions take more than they were trained on, for better or worse.
+    """
+    most, words = most_tokens(model), model.get_input_embeddings()
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words)
+    if most and tokens > most and any(most <= table.num_embeddings <= most + 2 for table in tables):
+        raise ValueError(
+            f"{op}: prompt and answer may have {tokens} tokens, {type(model).__name__} has {most} positions; "
+            "shorten the prompt or lower max_new_tokens"
+        )
 
 
 def most_tokens(model: Any, tokenizer: Any = None) -> int | None:

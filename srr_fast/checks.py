@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -43,6 +44,23 @@ def _wanted(shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...]) -> st
 def check_device(op: str, name: str, value: Tensor, device: torch.device) -> None:
     if value.device != device:
         raise ValueError(f"{op}: {name} must be on {device}, got {describe(value)}")
+
+
+def check_disjoint(op: str, name: str, outputs: Iterable[Tensor], inputs: Iterable[Tensor | None]) -> None:
+    """ValueError where outputs lie in each other's memory, or in that of inputs."""
+    written = [_memory(value) for value in outputs]
+    read = [_memory(value) for value in inputs if value is not None]
+    for i, (low, high) in enumerate(written):
+        if any(low < end and begin < high for begin, end in written[i + 1 :] + read):
+            raise ValueError(f"{op}: the tensors of {name} must not share memory, with each other or with the inputs")
+
+
+def _memory(value: Tensor) -> tuple[int, int]:
+    """First byte of a tensor, and the one after its last."""
+    if value.numel() == 0:
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return value.data_ptr(), value.data_ptr() + (last + 1) * value.element_size()
 
 
 def check_offsets(op: str, offsets: Tensor, B: int, M: int) -> None:

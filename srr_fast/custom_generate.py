@@ -17,6 +17,7 @@ from transformers.generation import MaxLengthCriteria
 from transformers.utils import ModelOutput
 
 from . import beams, cache_argument, decoding, fingerprint, reference
+from .backbone import check_decoder, check_positions
 from .capture import Capture
 from .decoder import layers_to_read, states_to_read
 from .generate_options import SERVED
@@ -79,8 +80,7 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Tensor | BestOfNOutput:
-        if model.config.is_encoder_decoder:
-            raise ValueError(f"best_of_n: model must be decoder-only, {type(model).__name__} is encoder-decoder")
+        check_decoder("best_of_n", model)
         n = generation_config.num_return_sequences
         _check(generation_config, n)
         read = layers_to_read(model, config, layers)
@@ -96,6 +96,7 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
         mask = torch.ones_like(input_ids) if mask is None else mask
         mask = _whole_prompts(input_ids, mask, model_kwargs)
         check_unpadded("best_of_n", model, read, input_ids, mask)
+        check_positions("best_of_n", model, generation_config.max_length - 1)
         pooling, gate = scorer.config.pooling, scorer.gate
         if (plain.num_beams or 1) > 1:
             search = functools.partial(beams.search, op="best_of_n", layers=read, pooling=pooling, gate=gate)

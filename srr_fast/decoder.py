@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -10,8 +11,6 @@ from torch import nn
 from .backbone import is_encoder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import PreTrainedModel
 
     from .config import RankerConfig
@@ -28,6 +27,8 @@ def decoder_layers(model: PreTrainedModel, layers: Sequence[nn.Module] | None = 
     """
     L = model.config.get_text_config(decoder=True).num_hidden_layers
     if layers is not None:
+        if not isinstance(layers, Sequence | nn.ModuleList):
+            raise TypeError(f"layers must be a list of the decoder blocks, got {type(layers).__name__}")
         if len(layers) != L or not all(isinstance(layer, nn.Module) for layer in layers):
             raise ValueError(
                 f"layers must be the {L} decoder blocks of {type(model).__name__}, got {len(layers)} items"
@@ -53,7 +54,8 @@ def state_modules(
     """The modules whose outputs are ``hidden_states[k]`` for each of these k, 1 <= k <= L.
 
     Below L that is the output of block k - 1; ``hidden_states[L]`` is what the whole stack gives, after the final norm
-    where the model has one. layers: as in :func:`decoder_layers`.
+    where the model has one. Models that leave the embeddings out of ``hidden_states`` (Mamba) begin there with k = 1.
+    layers: as in :func:`decoder_layers`.
     """
     blocks = decoder_layers(model, layers)
     return [blocks[k - 1] if k < len(blocks) else model.get_decoder() or model for k in ks]

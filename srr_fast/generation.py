@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from . import beams, decoding
+from .backbone import check_decoder, check_positions
 from .capture import Capture, Generated
 from .checks import check_tensor
 from .decoder import states_to_read
@@ -57,8 +58,10 @@ class BestOfN(RankedModel):
             raise TypeError(f"BestOfN: model must be a transformers model with generate, got {type(model).__name__}")
         if model.config.is_encoder_decoder:
             raise ValueError(f"BestOfN: model must be decoder-only, {type(model).__name__} is encoder-decoder")
+        check_decoder("BestOfN", model)
         super().__init__("BestOfN", model, tokenizer, ranker, layers)
         self.ks = states_to_read(model, ranker.config)
+        self.vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
 
     def generate(
         self,
@@ -135,6 +138,9 @@ class BestOfN(RankedModel):
             ids, mask = _check_tensors(prompts, options)
         else:
             ids, mask = _pad_left([encode("BestOfN", self.tokenizer, prompt) for prompt in _listed(prompts)])
+        low, high = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
+        if not 0 <= low <= high < self.vocab_size:
+            raise ValueError(f"BestOfN: prompts must have ids in 0 .. {self.vocab_size - 1}, got {low} .. {high}")
         return ids.to(self.model.device), mask.to(self.model.device)
 
     def _sample(
@@ -160,6 +166,7 @@ class BestOfN(RankedModel):
         def generate(criteria: StoppingCriteriaList, loop: Callable[..., Any]) -> Any:
             def checked(model: PreTrainedModel, input_ids: Tensor, **kwargs: Any) -> Any:
                 check_unpadded("BestOfN", model, self.layers, ids, mask)
+                check_positions("BestOfN", model, kwargs["generation_config"].max_length - 1)
                 return loop(model, input_ids, **kwargs)
 
             options = dict(attention_mask=mask, stopping_criteria=criteria, custom_generate=checked)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from .backbone import most_tokens
+from .backbone import check_name, most_tokens
 from .metrics import Array
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def load_guard(name_or_path: str) -> Guard:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     name, _, safe_labels = name_or_path.partition("#")
+    check_name("guard", name)
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     kind = (config.architectures or ["a model without a head"])[0]
     if kind.endswith("ForSequenceClassification"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _native, reference
-from .checks import check_device, check_lists, check_pool_inputs, check_score_inputs, check_tensor
+from .checks import check_device, check_disjoint, check_lists, check_pool_inputs, check_score_inputs, check_tensor
 from .reference import ScoreOutput
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class PreparedScorer:
                 raise
             if result is not None:
                 return result if type(result) is ScoreOutput else ScoreOutput(*result)
-        return _write_out(self._traceable(inst, resp, offsets), out)
+        return _write_out(self._traceable(inst, resp, offsets), out, (inst, resp, offsets))
 
     def _traceable(self, inst: Tensor, resp: Tensor, offsets: Tensor | None = None) -> ScoreOutput:
         """:meth:`__call__` by way of PyTorch's dispatcher: what ``torch.compile`` traces, and gradients need."""
@@ -199,9 +199,12 @@ class PreparedScorer:
 
 def _usable(device: torch.device | str) -> torch.device:
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (AssertionError, RuntimeError, TypeError) as error:
         raise ValueError(f"prepare: device must be one that this PyTorch has, got {device!r}: {error}") from error
+    if found.type == "meta":
+        raise ValueError("prepare: device must be one that holds data, got meta")
+    return found
 
 
 def _restore(*state: Any) -> PreparedScorer:
@@ -210,7 +213,7 @@ def _restore(*state: Any) -> PreparedScorer:
     return scorer
 
 
-def _write_out(result: ScoreOutput, out: ScoreOutput | None) -> ScoreOutput:
+def _write_out(result: ScoreOutput, out: ScoreOutput | None, inputs: tuple[Tensor | None, ...]) -> ScoreOutput:
     """Copy a reference result into the caller's tensors."""
     if out is None:
         return result
@@ -219,5 +222,10 @@ def _write_out(result: ScoreOutput, out: ScoreOutput | None) -> ScoreOutput:
     for name, given, value in zip(ScoreOutput._fields, out, result, strict=True):
         check_tensor("score", f"out.{name}", given, tuple(value.shape), (value.dtype,))
         check_device("score", f"out.{name}", given, value.device)
+    if result.scores.requires_grad:
+        raise ValueError("score: out cannot take scores that require a gradient; leave it out")
+    if not torch.compiler.is_compiling():
+        check_disjoint("score", "out", out, inputs)
+    for given, value in zip(out, result, strict=True):
         given.copy_(value)
     return ScoreOutput(*out)

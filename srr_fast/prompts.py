@@ -19,7 +19,7 @@ def encode(op: str, tokenizer: PreTrainedTokenizerBase | None, prompt: str | Seq
 
     With a chat template a string is one user message and both end with the generation prompt. Without one a string is
     continued as it is, and a conversation is refused. Raises ValueError, its message starting with ``op``; also for
-    text with half a character in it.
+    text with half a character in it, and for messages that the template refuses.
     """
     if not isinstance(prompt, str):
         _check_messages(op, prompt)
@@ -31,7 +31,12 @@ def encode(op: str, tokenizer: PreTrainedTokenizerBase | None, prompt: str | Seq
         check_unicode(op, prompt)
         return tokenizer(prompt)["input_ids"]
     messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except ImportError:
+        raise
+    except Exception as error:  # a template is code, and not ours: it raises what it likes
+        raise ValueError(f"{op}: the model's chat template refuses these messages: {error}") from error
     check_unicode(op, text)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 

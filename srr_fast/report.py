@@ -139,7 +139,8 @@ def curves(history: Sequence[Mapping[str, float]]) -> bytes:
         if points:
             axes.plot(*zip(*points, strict=True), label=label)
     axes.set(xlabel="step", ylabel="loss")
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
     return _png(figure)
 
 

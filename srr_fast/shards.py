@@ -70,7 +70,7 @@ class Job:
         Path(self.out).mkdir(parents=True, exist_ok=True)
         path = Path(self.out) / MANIFEST
         if path.exists():
-            found = json.loads(path.read_text("utf-8"))
+            found = _manifest(path)
             manifest = json.loads(json.dumps(manifest))  # as it was written: lists, not tuples
             differs = sorted(name for name in manifest | found if manifest.get(name) != found.get(name))
             if differs:
@@ -116,11 +116,21 @@ class Worker:
         for number, value in lines:
             prompt = prompt_of(value)
             if prompt is None:
-                raise ValueError(f"{self.job.source}: line {number} is no prompt: {json.dumps(value)[:80]}")
+                raise ValueError(f"{self.job.source}: line {number + 1} is no prompt: {json.dumps(value)[:80]}")
             torch.manual_seed(int(_sha256(f"{self.job.seed} {number}".encode())[:15], 16))
             row = answer(prompt, self.best_of_n.generate(prompt, **self.job.sampling)[0])
             del row["timings"]  # all else is the same whoever computes it
             yield {"line": number, **row}
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}; choose another folder") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object; choose another folder")
+    return found
 
 
 def _split(source: Path, shard_lines: int) -> tuple[str, list[Shard]]:
@@ -151,7 +161,7 @@ def _lines(job: Job, shard: Shard) -> Iterator[tuple[int, Any]]:
                 value = json.loads(line)
                 json.dumps(value, ensure_ascii=False).encode()  # half a character cannot be written again
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{job.source}: line {number} is not JSON: {error}") from error
+                raise ValueError(f"{job.source}: line {number + 1} is not JSON: {error}") from error
             yield number, value
 
 
@@ -160,7 +170,7 @@ def _list_of(job: Job, number: int, value: Any) -> tuple[str, list[str]]:
     query, given = row.get("instruction", row.get("query")), row.get("responses", row.get("documents"))
     texts = [text_of(one) for one in given] if isinstance(given, list) else [None]
     if not isinstance(query, str) or None in texts:
-        raise ValueError(f"{job.source}: line {number} is no list of responses: {json.dumps(value)[:80]}")
+        raise ValueError(f"{job.source}: line {number + 1} is no list of responses: {json.dumps(value)[:80]}")
     return query, [text for text in texts if text is not None]
 
 

@@ -7,11 +7,13 @@ import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from srr_fast import BestOfN
+from srr_fast.cli import texts
 from srr_fast.cli.command import main
 from srr_fast.ranker import Calibration
 
@@ -70,6 +72,7 @@ INPUTS = {
     "answers.json": json.dumps(TEXTS),
     "answers.jsonl": "\n".join(json.dumps({"text": text}) for text in TEXTS),
     "windows.txt": "\ufeff" + "\r\n\r\n".join(TEXTS) + "\r\n",
+    "a list.txt": "\ufeff" + json.dumps(TEXTS),
     "a list": json.dumps(TEXTS, indent=1),
     "lines of strings": "\n".join(json.dumps(text) for text in TEXTS),
     "objects in a list": json.dumps([{"text": text} for text in TEXTS]),
@@ -98,6 +101,7 @@ def test_rank_writes(command):
     out = json.loads(command(*arguments, "--format", "json", stdin='["w40", ""]'))["results"][-1]
     assert (out["index"], out["relevance_score"], out["prob"], out["safety"]) == (1, None, 0.0, 0.0)
     assert "[half a list" in command(*arguments, stdin="[half a list\nw40")
+    assert len(command(*arguments, stdin="\ufeff" + json.dumps(TEXTS)).splitlines()) == 1 + len(TEXTS)
 
 
 def test_generate_writes(command, file):
@@ -148,6 +152,7 @@ def test_generate_abstains(folder, capsys):
         ("a.json", '{"text": "w40"}', "must be a JSON list, got dict"),
         ("a.json", "[", "is not JSON"),
         ("a.jsonl", '"w40"\nw41', "line 2 is not JSON"),
+        ("a.txt", '{"text": "w40"}\n{"text": "w41"', "line 2 is not JSON"),
         ("a.json", '["w40", 3]', "item 1 cannot be read: 3"),
         ("a.txt", '["w40", {"txt": "w41"}]', "item 1 cannot be read"),
         ("a.txt", "\n \n", "is empty"),
@@ -166,7 +171,7 @@ def test_faults_of_the_caller(command, folder, tmp_path):
     assert "--candidates" in command("rank", "--instruction", "w30", status=2)
     (tmp_path / "latin.txt").write_bytes("w30 é".encode("latin-1"))
     assert "latin.txt: is not UTF-8" in command(*rank[:-1], tmp_path / "latin.txt", status=2)
-    assert "must be in 0 .. 65535, got 99999" in command("serve", "--port", 99999, status=2)
+    assert "must be a whole number in 0 .. 65535, got 99999" in command("serve", "--port", 99999, status=2)
     assert "rank: text must be Unicode, got the lone surrogate" in command(*rank, stdin='["\\ud800"]', status=2)
     assert "must be Unicode" in command("generate", "--input", "-", stdin='{"prompt": "\\ud800"}', status=2)
     assert "PROMPT" in command("generate", status=2)
@@ -174,6 +179,7 @@ def test_faults_of_the_caller(command, folder, tmp_path):
     assert "must be TOKENS:SHARE, like 32:0.5, got 'half'" in command("generate", "w30", "--prune", "half", status=2)
     assert "prune must keep a share" in command("generate", "w30", "--prune", "8:2", status=2)
     assert "min_safety must be in [0, 1]" in command("generate", "w30", "--min-safety", 2, status=2)
+    assert "top-k: must be a whole number of at least 1, got x" in command(*rank, "--top-k", "x", status=2)
     assert "go together" in run_alone("rank", "--model", folder / "model", "--instruction", "x", "--candidates", "-")
     assert "invalid choice" in run_alone("rerank")
 
@@ -206,3 +212,36 @@ def test_a_model_that_is_not_there_is_one_line(folder, tmp_path):
     given = ["--instruction", "w30", "--candidates", tmp_path / "answers.txt", "--model"]
     assert "empty" in run_alone("rank", *given, tmp_path / "empty", "--ranker", folder / "ranker")
     assert "config.json" in run_alone("rank", *given, folder / "model", "--ranker", tmp_path / "empty")
+
+
+def test_no_stdin_is_said(command, monkeypatch):
+    monkeypatch.setattr(texts, "sys", SimpleNamespace(stdin=None))
+    assert "there is no stdin" in command("rank", "--instruction", "w30", "--candidates", "-", status=2)
+
+
+def test_an_interrupt_is_no_traceback(command, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(texts, "read", interrupted)
+    assert main(["rank", "--instruction", "w30", "--candidates", "-"]) == 130
+
+
+def test_a_reader_that_leaves_is_no_fault(folder):
+    """More than a pipe holds is printed to a process that reads none of it."""
+    given = ["--model", folder / "model", "--ranker", folder / "ranker", "--instruction", "w30", "--candidates", "-"]
+    command = [sys.executable, "-m", "srr_fast.cli", "rank", *map(str, given)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.write(b"w40 w41\n" * 8)
+        process.stdin.close()
+        assert process.wait(120) == 141 and process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_an_out_that_cannot_be_written_is_found_first(folder, capsys, name, tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    given = ["--data", "none.jsonl", "--out", str(tmp_path / "a.txt" / "x")]
+    given += ["--model", str(folder / "model")] if name == "train" else ["--ranker", str(folder / "ranker")]
+    assert main([name, *given]) == 2
+    assert "a.txt" in capsys.readouterr().err

@@ -60,6 +60,19 @@ def test_what_a_killed_job_left_is_cleared(tmp_path):
     assert sorted(path.name for path in out.iterdir()) == [".lock", "job.json", "part-000000.jsonl"]
 
 
+@pytest.mark.parametrize("content", ["junk", "[1]"])
+def test_a_damaged_job_is_named(tmp_path, content):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out"
+    source.write_text('{"query": "How do I open a jar?", "documents": ["Twist the lid."]}\n{"query": 3}\n')
+    out.mkdir()
+    (out / "job.json").write_text(content)
+    with pytest.raises(ValueError, match=r"out/job\.json is damaged"):
+        run(Job(str(source), str(out)), 0)
+    (out / "job.json").unlink()
+    with pytest.raises(ValueError, match="line 2 is no list of responses"):
+        run(Job(str(source), str(out)), 0)
+
+
 def test_an_ascii_locale_reads_and_writes_utf8():
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
     environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}

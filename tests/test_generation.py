@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BertConfig,
     DynamicCache,
     GenerationConfig,
     MaxLengthCriteria,
@@ -406,3 +407,39 @@ def test_another_model_than_the_rankers_warns():
         BestOfN(tiny("llama"), None, ranker)
     with pytest.warns(UserWarning, match="fingerprint"):
         BestOfN(tiny("llama", seed=1), None, ranker)
+
+
+@pytest.mark.parametrize("token", [-1, 64, 1 << 40])
+def test_ids_that_the_model_does_not_have(token):
+    bon = BestOfN(tiny("llama"), None, make_ranker())
+    with pytest.raises(ValueError, match=r"BestOfN: prompts must have ids in 0 \.\. 63, got"):
+        bon.generate({"input_ids": torch.tensor([[30, token]])}, 2, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_more_tokens_than_learned_positions(name):
+    """128 positions: the last token that is generated needs none."""
+    prompt, bon = {"input_ids": torch.full((1, 100), 30)}, BestOfN(tiny(name), None, make_ranker())
+    assert bon.generate(prompt, 2, max_new_tokens=29)[0].candidates[0].n_tokens == 29
+    with pytest.raises(ValueError, match=r"prompt and answer may have 129 tokens, .* has 128 positions"):
+        bon.generate(prompt, 2, max_new_tokens=30)
+    options = dict(max_new_tokens=30, num_return_sequences=2, custom_generate=best_of_n(make_ranker()))
+    with pytest.raises(ValueError, match="best_of_n: prompt and answer may have 129 tokens"):
+        tiny(name).generate(prompt["input_ids"], do_sample=True, **options)
+
+
+def test_an_encoder_with_a_head_is_no_generator():
+    config = BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ValueError, match="BestOfN: model must be decoder-only, BertLMHeadModel is an encoder"):
+        BestOfN(model, None, make_ranker())
+    options = dict(num_return_sequences=2, max_new_tokens=2, do_sample=True, custom_generate=best_of_n(make_ranker()))
+    with pytest.raises(ValueError, match="best_of_n: model must be decoder-only, BertLMHeadModel is an encoder"):
+        model.generate(torch.tensor([[30, 31]]), **options)
+
+
+def test_what_a_chat_template_refuses_names_it():
+    template = "{{ raise_exception('no system') if messages[0].role == 'system' }}" + CHAT_TEMPLATE
+    bon = BestOfN(tiny("llama"), tokenizer(template), make_ranker())
+    with pytest.raises(ValueError, match="BestOfN: the model's chat template refuses these messages: no system"):
+        bon.generate([{"role": "system", "content": "w30"}], 2, max_new_tokens=2)

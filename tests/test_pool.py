@@ -220,17 +220,25 @@ def test_a_gate_that_is_shut_still_weighs(isa, bias):
     assert got.isfinite().all()
 
 
-@pytest.mark.parametrize("share", ["acc in states", "weight in acc", "rows of acc overlap"])
+@pytest.mark.parametrize(
+    "share", ["acc in states", "acc in spans", "acc in gate", "weight in acc", "rows of acc overlap"]
+)
 def test_update_refuses_tensors_that_share_memory(share):
     if _native.extension is None and share != "rows of acc overlap":
         pytest.skip("the reference computes before it writes")
     states, spans = torch.ones(3, 2, 8), torch.tensor([[0, 2]] * 3)
     acc, weight = torch.zeros(3, 8), torch.zeros(3)
+    gate = torch.zeros(24)[:9] if share == "acc in gate" else None
     if share == "acc in states":
         acc = states[:, 1]
+    elif share == "acc in spans":
+        spans = torch.zeros(12, dtype=torch.int64)[:6].view(3, 2)
+        acc = torch.as_strided(spans.view(torch.float32), (3, 8), (8, 1))
+    elif share == "acc in gate":
+        acc = gate.as_strided((3, 8), (8, 1))
     elif share == "weight in acc":
         weight = acc.view(-1)[:3]
     else:
         acc = torch.zeros(24).as_strided((3, 8), (4, 1))
     with pytest.raises(ValueError, match=r"pool_update_: acc.*(share|overlap)"):
-        srr_fast.pool_update_(acc, weight, states, spans)
+        srr_fast.pool_update_(acc, weight, states, spans, pooling="mean" if gate is None else "gated", gate=gate)

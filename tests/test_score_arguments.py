@@ -152,18 +152,37 @@ def test_out_is_returned_itself_and_a_plain_tuple_as_a_result():
         assert result is given and torch.equal(result, tensor)
 
 
-@pytest.mark.parametrize("share", ["scores is probs", "scores in resp", "best in offsets", "negated"])
+@pytest.mark.parametrize(
+    "share", ["scores is probs", "scores in resp", "best in offsets", "in the packed ranker", "negated"]
+)
 def test_out_that_shares_memory_is_refused(share):
-    if _native.extension is None:
-        pytest.skip("the reference computes before it writes")
+    if _native.extension is None and share in ("in the packed ranker", "negated"):
+        pytest.skip("the reference has no packed ranker, and writes where it is told")
     inst, resp, offsets = ScoreCase("", (4, 4), 32).inputs()
     scorer = ScoreCase("", (4, 4), 32).build().prepare()
-    good = scorer(inst, resp, offsets)
+    good, packed = scorer(inst, resp, offsets), scorer.packed
     bad = {
         "scores is probs": good._replace(probs=good.scores),
         "scores in resp": good._replace(scores=resp[0, :8]),
         "best in offsets": good._replace(best=offsets[1:]),
+        "in the packed ranker": good._replace(
+            scores=(good.probs if packed is None else packed.view(torch.float32)[:8])
+        ),
         "negated": good._replace(scores=torch._neg_view(good.scores)),
     }[share]
     with pytest.raises(ValueError, match=r"score: .*out"):
         scorer(inst, resp, offsets, out=bad)
+
+
+def test_out_takes_no_gradient_and_stays_what_it_was():
+    inst, resp, offsets = USUAL.inputs()
+    scorer = USUAL.build().prepare()
+    out = scorer(inst, resp, offsets)
+    with pytest.raises(ValueError, match="score: out cannot take scores that require a gradient"):
+        scorer(inst.clone().requires_grad_(), resp, offsets, out=out)
+    assert not out.scores.requires_grad and scorer(inst, resp, offsets, out=out).scores.isfinite().any()
+
+
+def test_nothing_is_prepared_for_a_device_without_data():
+    with pytest.raises(ValueError, match="prepare: device must be one that holds data, got meta"):
+        USUAL.build().prepare("meta")

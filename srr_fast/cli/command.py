@@ -31,7 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--n", type=_positive, default=16, help="candidates per prompt (%(default)s)")
     demo.add_argument("--prompts", type=_positive, default=60, metavar="K", help="held-out prompts (%(default)s)")
     demo.add_argument("--prompt", nargs="+", type=_text, metavar="TEXT", help="your own prompts instead")
-    demo.add_argument("--tables", type=int, default=4, metavar="K", help="prompts to show in full (%(default)s)")
+    demo.add_argument(
+        "--tables", type=_not_negative, default=4, metavar="K", help="prompts shown in full (%(default)s)"
+    )
     demo.add_argument("--max-new-tokens", type=_positive, default=64, metavar="T", help="per candidate (%(default)s)")
     options.add_seed(demo)
     demo.set_defaults(run=_demo, parser=demo)
@@ -92,7 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 2 for a fault of the caller, said in one line on stderr.
+    """Run the command; returns the exit status: 2 for a fault of the caller, said in one line on stderr; 130 where it
+    was interrupted, 141 where its output was closed.
 
     argv: None is the process's own; then stdin, stdout and stderr are UTF-8 as files are, whatever the locale.
     """
@@ -102,7 +105,14 @@ def main(argv: list[str] | None = None) -> int:
                 stream.reconfigure(encoding="utf-8", errors=errors)
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read has seen enough; nothing is left to be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"{args.parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -183,10 +193,11 @@ def _text(text: str) -> str:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    return options.whole(text, 1)
+
+
+def _not_negative(text: str) -> int:
+    return options.whole(text, 0)
 
 
 def _tokens_and_share(text: str) -> tuple[int, float]:

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_seed
+from .options import add_seed, check_out
 
 
 def add(commands: Any) -> None:
@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     command.add_argument("--ranker", required=True, metavar="HUB_ID_OR_FOLDER")
     command.add_argument("--model", metavar="HUB_ID_OR_FOLDER", help="default: the one the ranker names")
     command.add_argument(
-        "--data", nargs="+", required=True, type=Path, metavar="FILE", help="lists, .jsonl or .jsonl.gz"
+        "--data", nargs="+", required=True, type=Path, metavar="FILE", help="lists, .jsonl, plain or packed (.gz, .xz)"
     )
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="of metrics.json, tables.md and plots")
     command.add_argument("--split", choices=("train", "val", "test"), help="default: all lists of the files")
@@ -55,6 +55,7 @@ def _run(args: argparse.Namespace) -> None:
     require("matplotlib")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out: {args.out} is no folder")
+    check_out(args.out)
     ranker = SafetyRanker.from_pretrained(args.ranker)
     backbone = args.model or (str(minichat.MODEL_FOLDER) if ranker.model_id == minichat.MODEL_ID else ranker.model_id)
     if backbone is None:

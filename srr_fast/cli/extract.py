@@ -17,7 +17,9 @@ def add(commands: Any) -> None:
     extract.add_argument(
         "--model", required=True, metavar="HUB_ID_OR_FOLDER", help="a causal language model or an encoder"
     )
-    extract.add_argument("--data", required=True, nargs="+", metavar="FILE", help="lists, .jsonl or .jsonl.gz")
+    extract.add_argument(
+        "--data", required=True, nargs="+", metavar="FILE", help="lists, .jsonl, plain or packed (.gz, .xz)"
+    )
     extract.add_argument(
         "--layers", required=True, nargs="+", type=_layer, metavar="K", help="hidden_states indices from 1, or all"
     )

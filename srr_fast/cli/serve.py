@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from ..serve.settings import TOKEN_VARIABLE, Settings, token_from_environment
+from .options import whole
 
 # Option -> the field of Settings it sets, and its help; defaults are those of Settings.
 OPTIONS = {
@@ -102,7 +103,4 @@ def _is_loopback(host: str) -> bool:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 1 << 16:
-        raise argparse.ArgumentTypeError(f"must be in 0 .. 65535, got {port}")
-    return port
+    return whole(text, 0, 65535)

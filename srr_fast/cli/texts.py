@@ -67,11 +67,12 @@ def generate(
 def read(path: str, item: Callable[[Any], Any]) -> list[Any]:
     """The items of a file, ``-`` for stdin: JSON, JSONL, or else a text per line; blank lines do not count.
 
-    item: takes a JSON value, gives the item or None. A file called .json or .jsonl must be that.
+    item: takes a JSON value, gives the item or None. A file called .json or .jsonl must be that, and where the first
+    line is a JSON object all must be JSON.
     Raises ValueError naming the item that is none, OSError for a file that cannot be read.
     """
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8-sig")
+        text = _stdin() if path == "-" else Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8: {error}") from error
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
@@ -83,7 +84,8 @@ def read(path: str, item: Callable[[Any], Any]) -> list[Any]:
         if suffix == ".json" and not isinstance(values, list):
             raise ValueError(f"{path}: must be a JSON list, got {type(values).__name__}")
     if values is None and (suffix == ".jsonl" or text.lstrip()[:1] in ("[", "{", '"')):
-        values = _json(path, lines, must=suffix == ".jsonl")
+        first = _json(path, lines[:1], must=False)
+        values = _json(path, lines, must=suffix == ".jsonl" or bool(first and isinstance(first[0], dict)))
     values = lines if values is None else values
     items = [item(value) for value in values]
     if None in items:
@@ -91,6 +93,13 @@ def read(path: str, item: Callable[[Any], Any]) -> list[Any]:
     if not items:
         raise ValueError(f"{path}: is empty")
     return items
+
+
+def _stdin() -> str:
+    """All of it, without a byte order mark."""
+    if sys.stdin is None:
+        raise ValueError("-: there is no stdin")
+    return sys.stdin.read().removeprefix("\ufeff")
 
 
 def _answers(

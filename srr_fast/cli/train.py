@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_seed
+from .options import add_seed, check_out
 
 if TYPE_CHECKING:
     from ..lists import LabelledList
@@ -34,8 +34,8 @@ def add(commands: Any) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="lists, .jsonl or .jsonl.gz: split train to learn from, val to stop and calibrate; rows without a split "
-        "are put into one by a hash of the instruction",
+        help="lists, .jsonl, plain or packed (.gz, .xz): split train to learn from, val to stop and calibrate; rows "
+        "without a split are put into one by a hash of the instruction",
     )
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="of the ranker; must not hold one")
     command.add_argument(
@@ -85,6 +85,7 @@ def _run(args: argparse.Namespace) -> None:
         require(module)
     if args.out.exists() and (not args.out.is_dir() or set(args.out.iterdir()) - set(_parts(args.out))):
         raise ValueError(f"--out: {args.out} is there and not an empty folder")
+    check_out(args.out)
     options = TrainingOptions(objective=args.objective, steps=args.steps, epochs=args.epochs, seed=args.seed)
     lists = read_lists(*args.data)
     rows, val = (labelled("train", lists, split) for split in ("train", "val"))

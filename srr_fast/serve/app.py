@@ -60,6 +60,7 @@ def create_app(engine: Engine) -> FastAPI:
         encoder.shutdown()
 
     app = FastAPI(
+        redirect_slashes=False,
         title="srr_fast",
         version=__version__,
         description="The safest of N answers, by the model's own hidden states.",

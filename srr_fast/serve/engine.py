@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
@@ -93,8 +92,8 @@ class Engine:
         model allow. Raises RequestError for a conversation that cannot be answered."""
         try:
             tokens = len(prompts.encode("chat", self.tokenizer, messages))
-        except (TemplateError, ValueError) as error:
-            raise RequestError(f"the model's chat template refuses these messages: {error}", "messages") from error
+        except ValueError as error:
+            raise RequestError(str(error).removeprefix("chat: "), "messages") from error
         if not tokens:
             raise RequestError("messages have no tokens", "messages")
         self._check_tokens(tokens, "messages")

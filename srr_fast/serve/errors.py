@@ -59,7 +59,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         faults: list[dict[str, Any]] = list(error.errors())
-        named = [(".".join(str(part) for part in fault["loc"][1:]), fault["msg"]) for fault in faults[:SHOWN]]
+        named = [_named(fault) for fault in faults[:SHOWN]]
         message = "; ".join(f"{where}: {what}" if where else what for where, what in named)
         if len(faults) > SHOWN:
             message += f"; and {len(faults) - SHOWN} more"
@@ -75,3 +75,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
         return response(500, BROKEN)
+
+
+def _named(fault: dict[str, Any]) -> tuple[str, str]:
+    """The field at fault, empty for the body as a whole, and what is wrong with it."""
+    loc = fault["loc"][1:]
+    if fault["type"] == "json_invalid":
+        return "", f"the body is not JSON: {fault['ctx']['error']} at character {loc[0]}"
+    return ".".join(str(part) for part in loc), fault["msg"]

@@ -83,7 +83,7 @@ class Ingress:
         self.options, self.replica = options, replica
 
     def __serve_build_asgi_app__(self) -> Any:
-        app = FastAPI(openapi_url=None)
+        app = FastAPI(openapi_url=None, redirect_slashes=False)
         errors.install(app)
 
         @app.api_route("/{path:path}", methods=["GET", "POST"])

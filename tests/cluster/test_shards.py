@@ -130,13 +130,13 @@ def test_a_job_that_prunes_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 1 is not JSON"),
-        ("[" * 100_000, "line 1 is not JSON"),
-        ('{"query": "\\ud800", "documents": ["No."]}', "line 1 is not JSON"),
-        ('{"query": "How?"}', "line 1 is no list of responses"),
-        ('{"documents": ["No."]}', "line 1 is no list of responses"),
-        ('{"query": "How?", "documents": [3]}', "line 1 is no list of responses"),
-        ("3", "line 1 is no list of responses"),
+        ("{", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
+        ('{"query": "\\ud800", "documents": ["No."]}', "line 2 is not JSON"),
+        ('{"query": "How?"}', "line 2 is no list of responses"),
+        ('{"documents": ["No."]}', "line 2 is no list of responses"),
+        ('{"query": "How?", "documents": [3]}', "line 2 is no list of responses"),
+        ("3", "line 2 is no list of responses"),
     ],
     ids=lambda text: text[:40],
 )

@@ -276,6 +276,12 @@ def test_bodies_that_are_no_request(client, content, kind):
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_a_body_that_is_not_json_names_no_field(client):
+    answer = client.post("/v1/rerank", content=b"{bad", headers={"Content-Type": "application/json"})
+    fault = answer.json()["error"]
+    assert fault["param"] is None and fault["message"].startswith("the body is not JSON: ")
+
+
 def test_min_safety_wants_calibration(make_engine):
     from fastapi.testclient import TestClient
 
@@ -303,6 +309,8 @@ def test_the_other_routes(client):
     assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
     missing = client.get("/v1/nothing")
     assert missing.status_code == 404 and missing.json()["error"]["message"] == "Not Found"
+    slash = client.post("/v1/rerank/", json={"query": "w30", "documents": ["w40"]}, follow_redirects=False)
+    assert slash.status_code == 404 and slash.json()["error"]["message"] == "Not Found"
     wrong = client.get("/v1/rerank")
     assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
     paths = client.get("/openapi.json").json()["paths"]
@@ -319,7 +327,7 @@ def test_the_other_routes(client):
     text = client.get("/metrics").text
     for line in (
         'srr_fast_requests_total{route="/v1/rerank",status="200"} 1.0',
-        'srr_fast_requests_total{route="other",status="404"} 1.0',
+        'srr_fast_requests_total{route="other",status="404"} 2.0',
         'srr_fast_batch_size_count{route="/v1/rerank"} 1.0',
         'srr_fast_stage_seconds_count{stage="queue"} 1.0',
         'srr_fast_request_seconds_count{route="/v1/rerank"} 1.0',
