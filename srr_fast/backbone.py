@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +78,38 @@ def check_decoder(op: str, model: Any) -> None:
 
 
 def check_positions(op: str, model: Any, tokens: int) -> None:
-    """Raise ValueError where so many tokens are more than the model has learned positions for.
+    """Raise ValueError where so many tokens are more than the model has learned positions for, in a table of them.
 
-    Models that compute positions take more than they were trained on, for better or worse.
+    Most models compute positions and take more than they were trained on, for better or worse.
     """
-    most, words = most_tokens(model), model.get_input_embeddings()
-    tables = (module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words)
-    if most and tokens > most and any(most <= table.num_embeddings <= most + 2 for table in tables):
-        raise ValueError(
-            f"{op}: prompt and answer may have {tokens} tokens, {type(model).__name__} has {most} positions; "
-            "shorten the prompt or lower max_new_tokens"
-        )
+    most = most_tokens(model)
+    if not most or tokens <= most:
+        return
+    for name, module in (model.get_decoder() or model).named_modules():
+        if (
+            isinstance(module, nn.Embedding)
+            and re.search("pos|wpe", name)
+            and most <= module.num_embeddings <= most + 2
+        ):
+            raise ValueError(
+                f"{op}: prompt and answer may have {tokens} tokens, {type(model).__name__} has {most} positions; "
+                "shorten the prompt or lower max_new_tokens"
+            )
+
+
+def check_ids(what: str, low: int, high: int, vocab: int | None) -> None:
+    """Raise ValueError, its message starting with ``what``, unless ids from low to high are some that a model takes."""
+    if low < 0 or (vocab is not None and high >= vocab):
+        raise ValueError(f"{what} must have ids in 0 .. {'' if vocab is None else vocab - 1}, got {low} .. {high}")
+
+
+def vocab_size(model: Any) -> int | None:
+    """How many ids the model takes; None where neither its embeddings nor its config say."""
+    try:
+        found = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:
+        found = None
+    return found or getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
 
 
 def most_tokens(model: Any, tokenizer: Any = None) -> int | None:

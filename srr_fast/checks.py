@@ -56,11 +56,15 @@ def check_disjoint(op: str, name: str, outputs: Iterable[Tensor], inputs: Iterab
 
 
 def _memory(value: Tensor) -> tuple[int, int]:
-    """First byte of a tensor, and the one after its last."""
-    if value.numel() == 0:
+    """First byte of a tensor, and the one after its last; nothing of one without data, such as those of a trace."""
+    try:
+        begin = value.data_ptr()
+    except RuntimeError:
+        begin = 0
+    if begin == 0 or value.numel() == 0:
         return 0, 0
     last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-    return value.data_ptr(), value.data_ptr() + (last + 1) * value.element_size()
+    return begin, begin + (last + 1) * value.element_size()
 
 
 def check_offsets(op: str, offsets: Tensor, B: int, M: int) -> None:

@@ -96,7 +96,8 @@ def best_of_n(ranker: SafetyRanker, *, layers: Sequence[nn.Module] | None = None
         mask = torch.ones_like(input_ids) if mask is None else mask
         mask = _whole_prompts(input_ids, mask, model_kwargs)
         check_unpadded("best_of_n", model, read, input_ids, mask)
-        check_positions("best_of_n", model, generation_config.max_length - 1)
+        new = generation_config.max_length - input_ids.shape[1]
+        check_positions("best_of_n", model, int(mask.sum(1).max()) + new - 1)
         pooling, gate = scorer.config.pooling, scorer.gate
         if (plain.num_beams or 1) > 1:
             search = functools.partial(beams.search, op="best_of_n", layers=read, pooling=pooling, gate=gate)

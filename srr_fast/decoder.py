@@ -27,7 +27,7 @@ def decoder_layers(model: PreTrainedModel, layers: Sequence[nn.Module] | None = 
     """
     L = model.config.get_text_config(decoder=True).num_hidden_layers
     if layers is not None:
-        if not isinstance(layers, Sequence | nn.ModuleList):
+        if not isinstance(layers, Sequence | nn.ModuleList | nn.Sequential):
             raise TypeError(f"layers must be a list of the decoder blocks, got {type(layers).__name__}")
         if len(layers) != L or not all(isinstance(layer, nn.Module) for layer in layers):
             raise ValueError(

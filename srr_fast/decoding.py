@@ -191,14 +191,15 @@ class _Compiled:
 
 def _rows_can_leave(rows: int, model_kwargs: dict[str, Any]) -> bool:
     cache = model_kwargs.get(cache_argument.GENERATE)
+    positions = model_kwargs.get("position_ids")
     return (
         bool(model_kwargs.get("use_cache"))
         and type(cache) is DynamicCache
         and not cache.offloading
         and bool(cache.layers)
         and all(type(layer) in SELECTABLE for layer in cache.layers)
-        # [rows, positions], as masks and positions are; those of models that see images have an axis before.
-        and all(value.shape[:-1] == (rows,) for value in model_kwargs.values() if isinstance(value, Tensor))
+        and (positions is None or positions.dim() == 2)  # those of models that see images have an axis before the rows
+        and all(value.shape[:1] == (rows,) for value in model_kwargs.values() if isinstance(value, Tensor))
     )
 
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from . import beams, decoding
-from .backbone import check_decoder, check_positions
+from .backbone import check_decoder, check_ids, check_positions, vocab_size
 from .capture import Capture, Generated
 from .checks import check_tensor
 from .decoder import states_to_read
@@ -61,7 +61,7 @@ class BestOfN(RankedModel):
         check_decoder("BestOfN", model)
         super().__init__("BestOfN", model, tokenizer, ranker, layers)
         self.ks = states_to_read(model, ranker.config)
-        self.vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
+        self.vocab_size = vocab_size(model)
 
     def generate(
         self,
@@ -138,9 +138,8 @@ class BestOfN(RankedModel):
             ids, mask = _check_tensors(prompts, options)
         else:
             ids, mask = _pad_left([encode("BestOfN", self.tokenizer, prompt) for prompt in _listed(prompts)])
-        low, high = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
-        if not 0 <= low <= high < self.vocab_size:
-            raise ValueError(f"BestOfN: prompts must have ids in 0 .. {self.vocab_size - 1}, got {low} .. {high}")
+        if ids.numel():
+            check_ids("BestOfN: prompts", int(ids.min()), int(ids.max()), self.vocab_size)
         return ids.to(self.model.device), mask.to(self.model.device)
 
     def _sample(
@@ -166,7 +165,8 @@ class BestOfN(RankedModel):
         def generate(criteria: StoppingCriteriaList, loop: Callable[..., Any]) -> Any:
             def checked(model: PreTrainedModel, input_ids: Tensor, **kwargs: Any) -> Any:
                 check_unpadded("BestOfN", model, self.layers, ids, mask)
-                check_positions("BestOfN", model, kwargs["generation_config"].max_length - 1)
+                new = kwargs["generation_config"].max_length - ids.shape[1]
+                check_positions("BestOfN", model, int(mask.sum(1).max()) + new - 1)
                 return loop(model, input_ids, **kwargs)
 
             options = dict(attention_mask=mask, stopping_criteria=criteria, custom_generate=checked)

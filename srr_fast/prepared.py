@@ -129,7 +129,8 @@ class PreparedScorer:
         """Score M candidates of B prompts.
 
         inst: [B, d], resp: [M, d], offsets: [B + 1] int64 or None for equal lists, as in :meth:`SafetyRanker.score`.
-        out:  the result of an earlier call with the same B and M, overwritten and returned.
+        out:  the result of an earlier call with the same B and M, overwritten and returned; shares no memory with the
+              inputs, and takes no gradient.
 
         Raises TypeError or ValueError naming the argument. On CUDA nobody looks at what offsets hold, since looking
         would wait for the device: a list that leaves the candidates or overlaps one before it has no answer (best -1),
@@ -224,7 +225,7 @@ def _write_out(result: ScoreOutput, out: ScoreOutput | None, inputs: tuple[Tenso
         check_device("score", f"out.{name}", given, value.device)
     if result.scores.requires_grad:
         raise ValueError("score: out cannot take scores that require a gradient; leave it out")
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():  # it cannot look at where data lies
         check_disjoint("score", "out", out, inputs)
     for given, value in zip(out, result, strict=True):
         given.copy_(value)

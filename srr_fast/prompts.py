@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from torch import Tensor
+import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,9 +93,7 @@ def _speller(tokenizer: Any) -> Any:
 
 def eos_ids(value: Any) -> list[int]:
     """The ids that end a row, of an ``eos_token_id``: None, an int, a sequence or a tensor of them."""
-    if value is None or isinstance(value, int):
-        return [] if value is None else [value]
-    return [int(token) for token in (value.reshape(-1).tolist() if isinstance(value, Tensor) else value)]
+    return [] if value is None else torch.as_tensor(value, dtype=torch.int64).reshape(-1).tolist()
 
 
 def before_eos(model: PreTrainedModel, ids: list[int]) -> list[int]:

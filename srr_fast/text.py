@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import prompts
-from .backbone import is_encoder, most_tokens
+from .backbone import check_ids, is_encoder, most_tokens, vocab_size
 from .forced import BATCH_TOKENS, TruncatedForward, pool_given, pool_readings, progress_bar
 from .ranked_model import RankedModel
 from .ranker import SafetyRanker
@@ -65,7 +65,7 @@ class TextRanker(RankedModel):
         if self.encoder:
             Reader("rank", model, tokenizer)  # refuses what it cannot read
         self.most_tokens = most_tokens(model)
-        self.vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
+        self.vocab_size = vocab_size(model)
 
     def rank(
         self,
@@ -212,10 +212,8 @@ class TextRanker(RankedModel):
             inside = {type(x).__name__ for x in value} if isinstance(value, Sequence) else ()
             got = type(value).__name__ + (f" of {'/'.join(sorted(inside))}" if inside else "")
             raise TypeError(f"rank: {what} must be {wanted}, got {got}")
-        if value and not 0 <= min(value) <= max(value) < self.vocab_size:
-            raise ValueError(
-                f"rank: {what} must have ids in 0 .. {self.vocab_size - 1}, got {min(value)} .. {max(value)}"
-            )
+        if value:
+            check_ids(f"rank: {what}", min(value), max(value), self.vocab_size)
         return list(value)
 
     def _check_lengths(self, prompt_ids: list[list[int]], answer_ids: list[list[list[int]]]) -> None:

@@ -152,7 +152,7 @@ def test_generate_abstains(folder, capsys):
         ("a.json", '{"text": "w40"}', "must be a JSON list, got dict"),
         ("a.json", "[", "is not JSON"),
         ("a.jsonl", '"w40"\nw41', "line 2 is not JSON"),
-        ("a.txt", '{"text": "w40"}\n{"text": "w41"', "line 2 is not JSON"),
+        ("a.txt", '{"text": "w40"}\n\n{"text": "w41"', "line 3 is not JSON"),
         ("a.json", '["w40", 3]', "item 1 cannot be read: 3"),
         ("a.txt", '["w40", {"txt": "w41"}]', "item 1 cannot be read"),
         ("a.txt", "\n \n", "is empty"),
@@ -228,7 +228,7 @@ def test_an_interrupt_is_no_traceback(command, monkeypatch):
 
 
 def test_a_reader_that_leaves_is_no_fault(folder):
-    """More than a pipe holds is printed to a process that reads none of it."""
+    """What is printed goes to a process that has closed its end."""
     given = ["--model", folder / "model", "--ranker", folder / "ranker", "--instruction", "w30", "--candidates", "-"]
     command = [sys.executable, "-m", "srr_fast.cli", "rank", *map(str, given)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -236,6 +236,11 @@ def test_a_reader_that_leaves_is_no_fault(folder):
         process.stdin.write(b"w40 w41\n" * 8)
         process.stdin.close()
         assert process.wait(120) == 141 and process.stderr.read() == b""
+
+
+def test_a_closed_stdout_is_no_fault(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["env"]) in (0, 1)
 
 
 @pytest.mark.parametrize("name", ["train", "eval"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -23,6 +24,7 @@ from srr_fast.config import RankerConfig
 from srr_fast.decoder import decoder_layers
 from srr_fast.generation import BestOfN
 from srr_fast.padding import check_unpadded
+from srr_fast.prompts import eos_ids
 from srr_fast.ranker import Calibration, SafetyRanker
 
 from .at_once import at_once
@@ -423,6 +425,8 @@ def test_more_tokens_than_learned_positions(name):
     assert bon.generate(prompt, 2, max_new_tokens=29)[0].candidates[0].n_tokens == 29
     with pytest.raises(ValueError, match=r"prompt and answer may have 129 tokens, .* has 128 positions"):
         bon.generate(prompt, 2, max_new_tokens=30)
+    padded = {"input_ids": prompt["input_ids"], "attention_mask": (torch.arange(100) >= 90).long()[None]}
+    assert bon.generate(padded, 2, max_new_tokens=40)[0].candidates[0].n_tokens == 40
     options = dict(max_new_tokens=30, num_return_sequences=2, custom_generate=best_of_n(make_ranker()))
     with pytest.raises(ValueError, match="best_of_n: prompt and answer may have 129 tokens"):
         tiny(name).generate(prompt["input_ids"], do_sample=True, **options)
@@ -443,3 +447,33 @@ def test_what_a_chat_template_refuses_names_it():
     bon = BestOfN(tiny("llama"), tokenizer(template), make_ranker())
     with pytest.raises(ValueError, match="BestOfN: the model's chat template refuses these messages: no system"):
         bon.generate([{"role": "system", "content": "w30"}], 2, max_new_tokens=2)
+
+
+def test_a_table_of_words_as_long_as_the_positions_is_none_of_positions():
+    config = AutoConfig.for_model("llama", **ARCHITECTURES["llama"] | dict(max_position_embeddings=64))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = None
+    bon, prompt = BestOfN(model, None, make_ranker()), {"input_ids": torch.full((1, 60), 30)}
+    assert bon.generate(prompt, 2, max_new_tokens=8)[0].candidates[0].n_tokens == 8
+
+
+def test_ids_are_counted_by_the_table_of_words():
+    model = fresh("llama")
+    model.resize_token_embeddings(72)
+    model.config.vocab_size = 64
+    assert BestOfN(model, None, make_ranker()).generate({"input_ids": torch.tensor([[70]])}, 2, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("value", [None, 3, np.int64(3), [3, 4], (3,), torch.tensor(3), torch.tensor([3, 4])], ids=str)
+def test_ids_that_end_a_row_may_be_given_in_many_ways(value):
+    assert eos_ids(value) in ([], [3], [3, 4]) and (value is None) == (eos_ids(value) == [])
+
+
+def test_blocks_in_a_sequential():
+    model, ranker = fresh("llama"), make_ranker()
+    results = BestOfN(model, None, ranker, layers=torch.nn.Sequential(*model.model.layers)).generate(
+        PADDED, N, max_new_tokens=2
+    )
+    assert len(results) == len(IDS)
+    with pytest.raises(TypeError, match="layers must be a list of the decoder blocks, got int"):
+        BestOfN(model, None, ranker, layers=5)

@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -32,32 +33,42 @@ constexpr int64_t kMostSharedBytes = 99 * 1024;
 
 struct Device {
   int index, multiprocessors;
-  bool has_clusters;
 };
-
-#if defined(__CUDACC__)
-// Whether what a device of this major version runs was compiled for clusters: without code of its own it takes that of
-// an older one.
-constexpr bool has_clusters(int major) {
-  for (const int arch : {__CUDA_ARCH_LIST__})
-    if (arch >= 900 && arch <= major * 100 + 99) return true;
-  return false;
-}
-#endif
 
 inline cudaError_t current_device(Device& device) {
 #if defined(__CUDACC__)
-  int major = 0;
-  cudaError_t error = cudaGetDevice(&device.index);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, device.index);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index);
-  device.has_clusters = has_clusters(major);
-  return error;
+  const cudaError_t error = cudaGetDevice(&device.index);
+  if (error != cudaSuccess) return error;
+  return cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, device.index);
 #else
-  device = {0, 4, true};
+  device = {0, 4};
   return cudaSuccess;
 #endif
+}
+
+// By device, what the code it runs of a kernel was compiled for; 0: not asked yet.
+using CompiledFor = std::array<std::atomic<int>, 64>;
+
+// Whether a device runs code of this kernel that was compiled for clusters. Where it finds none of its own it takes
+// the PTX of an older one, which has none.
+template <typename Kernel>
+cudaError_t runs_clusters(const Device& device, CompiledFor& compiled_for, Kernel* kernel, bool& runs) {
+#if defined(__CUDACC__)
+  const size_t index = static_cast<size_t>(device.index);
+  int arch = index < compiled_for.size() ? compiled_for[index].load(std::memory_order_relaxed) : 0;
+  if (arch == 0) {
+    cudaFuncAttributes code{};
+    const cudaError_t error = cudaFuncGetAttributes(&code, kernel);
+    if (error != cudaSuccess) return error;
+    arch = code.ptxVersion;
+    if (index < compiled_for.size()) compiled_for[index].store(arch, std::memory_order_relaxed);
+  }
+  runs = arch >= 90;
+#else
+  (void)device, (void)compiled_for, (void)kernel;
+  runs = true;
+#endif
+  return cudaSuccess;
 }
 
 // Devices on which a kernel has been granted shared memory: one bit each. Setting it twice does no harm.

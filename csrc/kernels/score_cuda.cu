@@ -305,8 +305,12 @@ namespace {
 
 cudaError_t plan_here(const ScoreParams& params, const TokenSpans* tokens, cuda::ScorePlan& plan) {
   cuda::Device device{};
-  const cudaError_t error = cuda::current_device(device);
-  if (error == cudaSuccess) plan = cuda::plan_score(params, tokens, device.multiprocessors, device.has_clusters);
+  cudaError_t error = cuda::current_device(device);
+  if (error != cudaSuccess) return error;
+  static cuda::CompiledFor compiled_for;
+  bool clusters = false;
+  error = cuda::runs_clusters(device, compiled_for, &cuda::score_kernel<false>, clusters);
+  if (error == cudaSuccess) plan = cuda::plan_score(params, tokens, device.multiprocessors, clusters);
   return error;
 }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import select
 import sys
 from typing import NoReturn
 
@@ -106,16 +107,28 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         status = args.run(args) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read has seen enough; nothing is left to be written at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except (ImportError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, BrokenPipeError) and _stdout_closed():
+            if argv is None:  # what is left must not be written at exit either
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         print(f"{args.parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _stdout_closed() -> bool:
+    """Whether whoever read the output has gone."""
+    try:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        return bool(output.poll(0))  # of a pipe without a reader this says "error", though nothing was asked for
+    except (AttributeError, OSError, ValueError):  # no file
+        return False
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:

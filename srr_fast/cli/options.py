@@ -30,6 +30,8 @@ def whole(text: str, least: int, most: int | None = None) -> int:
 
 def check_out(folder: Path) -> None:
     """Raise OSError where nothing could be written to ``--out`` or the folder it is to lie in: before the work."""
+    if folder.is_symlink() and not folder.exists():
+        raise FileNotFoundError(f"--out: {folder} is a link to what is not there")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with tempfile.TemporaryDirectory(prefix=".srr_fast.", dir=there):
         pass

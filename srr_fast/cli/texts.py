@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +75,18 @@ def read(path: str, item: Callable[[Any], Any]) -> list[Any]:
         text = _stdin() if path == "-" else Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8: {error}") from error
-    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    numbered = {number: line.rstrip("\r") for number, line in enumerate(text.split("\n"), 1) if line.strip()}
+    lines = list(numbered.values())
     suffix = Path(path).suffix
     values = None
     if suffix != ".jsonl" and (suffix == ".json" or text.lstrip().startswith("[")):
-        values = _json(path, [text], must=suffix == ".json")
+        values = _json(path, {1: text}, must=suffix == ".json")
         values = values and values[0]
         if suffix == ".json" and not isinstance(values, list):
             raise ValueError(f"{path}: must be a JSON list, got {type(values).__name__}")
     if values is None and (suffix == ".jsonl" or text.lstrip()[:1] in ("[", "{", '"')):
-        first = _json(path, lines[:1], must=False)
-        values = _json(path, lines, must=suffix == ".jsonl" or bool(first and isinstance(first[0], dict)))
+        first = _json(path, dict([*numbered.items()][:1]), must=False)
+        values = _json(path, numbered, must=suffix == ".jsonl" or bool(first and isinstance(first[0], dict)))
     values = lines if values is None else values
     items = [item(value) for value in values]
     if None in items:
@@ -109,15 +110,15 @@ def _answers(
         yield prompt, bon.generate(prompt, **options)[0]
 
 
-def _json(path: str, parts: Sequence[str], *, must: bool) -> Any:
-    """Each part decoded; None where one is not JSON, unless it must be."""
+def _json(path: str, parts: Mapping[int, str], *, must: bool) -> Any:
+    """Each part, by the number of its line, decoded; None where one is not JSON, unless it must be."""
     values = []
-    for number, part in enumerate(parts):
+    for number, part in parts.items():
         try:
             values.append(json.loads(part))
         except (ValueError, RecursionError) as error:
             if must:
-                raise ValueError(f"{path}: line {number + 1} is not JSON: {error}") from error
+                raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
             return None
     return values
 
