@@ -178,7 +178,7 @@ def test_out_takes_no_gradient_and_stays_what_it_was():
     inst, resp, offsets = USUAL.inputs()
     scorer = USUAL.build().prepare()
     out = scorer(inst, resp, offsets)
-    with pytest.raises(ValueError, match="score: .*gradient"):
+    with pytest.raises(ValueError, match=r"score: .*gradient"):
         scorer(inst.clone().requires_grad_(), resp, offsets, out=out)
     assert not out.scores.requires_grad and scorer(inst, resp, offsets, out=out).scores.isfinite().any()
 
