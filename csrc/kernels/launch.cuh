@@ -5,7 +5,6 @@
 
 #include <cuda_runtime.h>
 
-#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -47,21 +46,22 @@ inline cudaError_t current_device(Device& device) {
 }
 
 // By device, what the code it runs of a kernel was compiled for; 0: not asked yet.
-using CompiledFor = std::array<std::atomic<int>, 64>;
+constexpr int kKnownDevices = 64;
+using CompiledFor = std::atomic<int>[kKnownDevices];
 
 // Whether a device runs code of this kernel that was compiled for clusters. Where it finds none of its own it takes
 // the PTX of an older one, which has none.
 template <typename Kernel>
 cudaError_t runs_clusters(const Device& device, CompiledFor& compiled_for, Kernel* kernel, bool& runs) {
 #if defined(__CUDACC__)
-  const size_t index = static_cast<size_t>(device.index);
-  int arch = index < compiled_for.size() ? compiled_for[index].load(std::memory_order_relaxed) : 0;
+  const bool known = device.index < kKnownDevices;
+  int arch = known ? compiled_for[device.index].load(std::memory_order_relaxed) : 0;
   if (arch == 0) {
     cudaFuncAttributes code{};
     const cudaError_t error = cudaFuncGetAttributes(&code, kernel);
     if (error != cudaSuccess) return error;
     arch = code.ptxVersion;
-    if (index < compiled_for.size()) compiled_for[index].store(arch, std::memory_order_relaxed);
+    if (known) compiled_for[device.index].store(arch, std::memory_order_relaxed);
   }
   runs = arch >= 90;
 #else
