@@ -122,7 +122,7 @@ def test_a_line_at_fault_is_said_in_one_line(tmp_path):
     with driver(RANK, "rank", "--ray", str(source), str(tmp_path / "out"), "--actors", "1") as process:
         printed, _ = process.communicate(timeout=250)
     assert process.returncode == 2 and "Traceback" not in printed
-    assert printed.splitlines()[-1].startswith(f"srr-fast rank: {source}: line 1 is no list of responses")
+    assert printed.splitlines()[-1].startswith(f"srr-fast rank: {source}: line 2 is no list of responses")
 
 
 def test_what_two_actors_are_warned_of_is_said_once(tmp_path):
